@@ -1,0 +1,1 @@
+"""Joins the generator and the wire: server, sessions, worker process, command line."""

@@ -1,0 +1,40 @@
+"""The two plain values that cross the generator's border: Controls go in, a Chunk comes out.
+
+Both pickle, hold numpy and Python scalars only, and know nothing of torch, processes or the wire.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What to draw: a snapshot read once per chunk.
+
+    prompt: what should be seen.
+    seed: any integer in [0, 2**31).
+    strength: how far the picture may leave the source; 0 keeps the source, 1 ignores it. Unused without a source.
+    paused: the caller stops asking for chunks; the generator itself never reads it.
+    epoch: raised by the caller at each change that makes undelivered frames stale; copied into the Chunk.
+    """
+
+    prompt: str
+    seed: int = 7
+    strength: float = 0.6
+    paused: bool = False
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of video.
+
+    index: position in the stream, from 0. epoch: copied from the Controls that made it.
+    frames_THWC: uint8 RGB. latents_TCHW: float32, the clean latents that the frames were decoded from.
+    """
+
+    index: int
+    epoch: int
+    frames_THWC: np.ndarray
+    latents_TCHW: np.ndarray

@@ -1,0 +1,129 @@
+"""Sizes and rates of a model, read from its config.json; every other module takes its sizes from here."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Shape of the transformer, in the words of diffusers' `WanTransformer3DModel`."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 4
+    attention_head_dim: int = 48
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 128
+    freq_dim: int = 256
+    ffn_dim: int = 768
+    num_layers: int = 6
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    eps: float = 1e-6
+    rope_max_seq_len: int = 1024
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Shape of the pocket autoencoder. One latent frame carries `frames` pictures."""
+
+    latent_channels: int = 16
+    spatial_stride: int = 16
+    frames: int = 4
+    widths: tuple[int, int, int] = (48, 96, 192)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of the pocket text encoder."""
+
+    length: int = 24
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes."""
+
+    shift: float = 3.0
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Past that a chunk may look at, in latent frames: the first `sink` of the stream and the newest `window`."""
+
+    sink: int = 2
+    window: int = 4
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is fixed about a model. Sizes in pixels, rates in frames per second."""
+
+    name: str = "pocket"
+    width: int = 320
+    height: int = 192
+    fps: int = 16
+    chunk: int = 2
+    prompt_limit: int = 300
+    examples: tuple[str, ...] = ()
+    student: StudentConfig = field(default_factory=StudentConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+    @property
+    def frames_per_chunk(self) -> int:
+        return self.chunk * self.codec.frames
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        return self.height // self.codec.spatial_stride, self.width // self.codec.spatial_stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of a latent frame in tokens."""
+        height, width = self.latent_size
+        return height // self.student.patch_size[1], width // self.student.patch_size[2]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+_PARTS = {
+    "student": StudentConfig,
+    "codec": CodecConfig,
+    "text": TextConfig,
+    "sampler": SamplerConfig,
+    "cache": CacheConfig,
+}
+
+
+def load_config(path: Path) -> ModelConfig:
+    """Read a config.json. Raises PipelineError (`config_missing`, `config_invalid`)."""
+    if not path.is_file():
+        raise PipelineError("config_missing", f"There is no model configuration at {path}.", "Name a model folder.")
+    try:
+        raw = json.loads(path.read_text())
+        parts = {name: _build(kind, raw.pop(name, {})) for name, kind in _PARTS.items()}
+        return _build(ModelConfig, {**raw, **parts})
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise PipelineError(
+            "config_invalid", f"{path} is not a model configuration: {error}.", "Restore it from the release."
+        ) from error
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

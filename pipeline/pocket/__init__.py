@@ -1,0 +1,1 @@
+"""The embedded default student: weights, configuration and card, as package data."""
