@@ -1,0 +1,158 @@
+"""The pocket autoencoder and its streaming form.
+
+One latent frame carries `frames` pictures. The encoder reads those pictures alone; the decoder also reads the latent
+frame before, so motion runs on across the border. Every layer looks at a small neighbourhood only (channel norms, no
+spatial statistics), so a tile that does not change decodes to the same pixels wherever the rest moves.
+Knows nothing of time steps, prompts or the transformer.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import CodecConfig
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square norm over channels at each position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.gain
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(self.norm(x))))
+
+
+def _encoder(config: CodecConfig) -> nn.Sequential:
+    narrow, middle, wide = config.widths
+    patch = config.spatial_stride // 4
+    return nn.Sequential(
+        nn.PixelUnshuffle(patch),
+        nn.Conv2d(3 * config.frames * patch * patch, narrow, 1),
+        Residual(narrow),
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(4 * narrow, middle, 1),
+        Residual(middle),
+        Residual(middle),
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(4 * middle, wide, 1),
+        Residual(wide),
+        Residual(wide),
+        ChannelNorm(wide),
+        nn.Conv2d(wide, config.latent_channels, 1),
+    )
+
+
+def _decoder(config: CodecConfig) -> nn.Sequential:
+    narrow, middle, wide = config.widths
+    patch = config.spatial_stride // 4
+    return nn.Sequential(
+        nn.Conv2d(2 * config.latent_channels, wide, 3, padding=1),
+        Residual(wide),
+        Residual(wide),
+        Residual(wide),
+        nn.Conv2d(wide, 4 * middle, 1),
+        nn.PixelShuffle(2),
+        Residual(middle),
+        Residual(middle),
+        Residual(middle),
+        nn.Conv2d(middle, 4 * narrow, 1),
+        nn.PixelShuffle(2),
+        Residual(narrow),
+        Residual(narrow),
+        ChannelNorm(narrow),
+        nn.Conv2d(narrow, 3 * config.frames * patch * patch, 3, padding=1),
+        nn.PixelShuffle(patch),
+    )
+
+
+@dataclass
+class CodecMemory:
+    """What one stream's codec remembers: pictures that do not fill a latent frame yet, and the last decoded latent."""
+
+    pending_TCHW: list[Tensor] = field(default_factory=list)
+    previous_CHW: Tensor | None = None
+
+    def reset(self) -> None:
+        self.pending_TCHW.clear()
+        self.previous_CHW = None
+
+
+class PocketCodec(nn.Module):
+    """Pictures are float in [-1, 1], (B, T, 3, H, W); latents are about unit normal, (B, T / frames, C, H / s, W / s)."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _encoder(config)
+        self.decoder = _decoder(config)
+        # Not affine: its running statistics are the latents' mean and deviation, learnt with the weights.
+        self.normalise = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.01)
+
+    def encode(self, frames_BTCHW: Tensor) -> Tensor:
+        """T must be a multiple of `frames`. Returns latents_BTCHW."""
+        batch, count, _, height, width = frames_BTCHW.shape
+        assert count % self.config.frames == 0, (
+            f"{count} frames do not fill latent frames of {self.config.frames}"
+        )
+        grouped = frames_BTCHW.reshape(-1, 3 * self.config.frames, height, width)
+        latents = self.normalise(self.encoder(grouped.contiguous(memory_format=torch.channels_last)))
+        return latents.reshape(batch, count // self.config.frames, *latents.shape[1:])
+
+    def decode(self, latents_BTCHW: Tensor, previous_BCHW: Tensor | None = None) -> Tensor:
+        """`previous_BCHW` is the latent frame before the first one; without it the first stands for its own past."""
+        batch, count = latents_BTCHW.shape[:2]
+        before = latents_BTCHW[:, 0] if previous_BCHW is None else previous_BCHW
+        past = torch.cat([before[:, None], latents_BTCHW[:, :-1]], 1)
+        pair = torch.cat([latents_BTCHW, past], 2).flatten(0, 1)
+        frames = self.decoder(pair.contiguous(memory_format=torch.channels_last))
+        return frames.reshape(batch, count * self.config.frames, 3, *frames.shape[2:])
+
+    def encode_push(self, memory: CodecMemory, frames_TCHW: Tensor) -> Tensor | None:
+        """Take any number of pictures; return the latent frames they complete (T, C, h, w), or None: needs more."""
+        memory.pending_TCHW.append(frames_TCHW)
+        frames = torch.cat(memory.pending_TCHW)
+        whole = len(frames) // self.config.frames * self.config.frames
+        memory.pending_TCHW[:] = [frames[whole:]] if whole < len(frames) else []
+        return self.encode(frames[None, :whole])[0] if whole else None
+
+    def decode_push(self, memory: CodecMemory, latents_TCHW: Tensor) -> Tensor:
+        """Decode the next latent frames of a stream; returns pictures (T * frames, 3, H, W)."""
+        previous = None if memory.previous_CHW is None else memory.previous_CHW[None]
+        frames = self.decode(latents_TCHW[None], previous)[0]
+        memory.previous_CHW = latents_TCHW[-1].clone()
+        return frames
+
+
+def frames_to_pixels(frames_TCHW: Tensor) -> Tensor:
+    """[-1, 1] float TCHW -> uint8 THWC."""
+    return (
+        frames_TCHW.float()
+        .add(1)
+        .mul(127.5)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
+
+
+def pixels_to_frames(pixels_THWC: Tensor) -> Tensor:
+    """uint8 THWC -> [-1, 1] float TCHW."""
+    return pixels_THWC.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)

@@ -1,0 +1,66 @@
+"""Keys and values of past latent frames: the first `sink` frames of the stream and a ring of the newest `window`.
+
+Keys are stored before rotation. A frame's position is its place in the remembered past (sink first, then the window by
+age), so positions never grow and a stream has no end. All memory is allocated once. A denoise pass only reads; the
+cache pass writes layer by layer and then commits. Knows nothing of the transformer's layers beyond their number.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.config import CacheConfig
+
+
+class KVCache:
+    """keys, values: (layers, slots, tokens per frame, heads, head dim). Slots 0..sink-1 are the sink, the rest a ring."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        layers: int,
+        tokens: int,
+        heads: int,
+        head_dim: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = config
+        shape = (layers, config.sink + config.window, tokens, heads, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.written = 0
+
+    def reset(self) -> None:
+        self.written = 0
+
+    @property
+    def frames(self) -> int:
+        """Latent frames remembered now: also the position of the next one."""
+        return min(self.written, self.config.sink + self.config.window)
+
+    def _slot(self, frame: int) -> int:
+        sink, window = self.config.sink, self.config.window
+        return frame if frame < sink else sink + (frame - sink) % window
+
+    def slots(self) -> list[int]:
+        """Slots of the remembered frames in the order of their positions."""
+        sink = min(self.written, self.config.sink)
+        oldest = max(sink, self.written - self.config.window)
+        return [*range(sink), *(self._slot(frame) for frame in range(oldest, self.written))]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the past in position order, (frames, tokens, heads, head dim) each."""
+        slots = self.slots()
+        return self.keys[layer, slots], self.values[layer, slots]
+
+    def write(self, layer: int, keys_TNHD: Tensor, values_TNHD: Tensor) -> None:
+        """Store the coming frames of one layer. Only the newest `window` of them can stay."""
+        for offset in range(len(keys_TNHD)):
+            slot = self._slot(self.written + offset)
+            self.keys[layer, slot] = keys_TNHD[offset]
+            self.values[layer, slot] = values_TNHD[offset]
+
+    def commit(self, frames: int) -> None:
+        """Count the frames that every layer has written."""
+        self.written += frames

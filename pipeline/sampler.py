@@ -1,0 +1,68 @@
+"""Flow-matching schedules and the few-step sampler: pure functions on latents.
+
+A level sigma in [0, 1] mixes clean latents with noise: x = (1 - sigma) * clean + sigma * noise; the student predicts
+the flow noise - clean; the timestep it is told is 1000 * sigma, a fraction where the shift makes it one.
+Source: rectified flow (Liu et al. 2022), the shift of Esser et al. 2024, few-step re-noising of Self-Forcing (2025).
+Knows nothing of caches, codecs or prompts.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import SamplerConfig
+
+
+def shifted(position: float, shift: float) -> float:
+    """Move a level in [0, 1] towards noise: shift * p / (1 + (shift - 1) * p)."""
+    return shift * position / (1 + (shift - 1) * position)
+
+
+def levels(config: SamplerConfig) -> list[float]:
+    """Sigma of each denoise pass, from noise to clean."""
+    return [shifted(step / 1000, config.shift) for step in config.steps]
+
+
+def levels_from(config: SamplerConfig, start: float) -> list[float]:
+    """The schedule when denoising begins part-way at `start` (SDEdit): that level, then the schedule's lower ones."""
+    if start <= 0:
+        return []
+    return [start, *(sigma for sigma in levels(config) if sigma < start)]
+
+
+def mix(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+    return (1 - sigma) * clean + sigma * noise
+
+
+def clean_from_flow(noisy: Tensor, flow: Tensor, sigma: float | Tensor) -> Tensor:
+    return noisy - sigma * flow
+
+
+def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:
+    """Unit normal noise, a pure function of its arguments (Philox): a token's noise does not depend on who asks."""
+    bits = np.random.Philox(key=np.array([seed, chunk * 256 + step], dtype=np.uint64))
+    return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
+
+
+def denoise(
+    flow: Callable[[Tensor, float, int], Tensor],
+    noise: Callable[[int], Tensor],
+    sigmas: list[float],
+    source: Tensor | None = None,
+) -> Tensor:
+    """Run the denoise passes; returns clean latents.
+
+    flow(noisy, sigma, step): the student. noise(step): fresh unit noise of one step.
+    source: clean latents to begin from; needed when sigmas do not start at 1. No sigmas: the source comes back.
+    """
+    if source is None:
+        assert sigmas and sigmas[0] == 1.0, "denoising without a source starts from pure noise"
+        clean = torch.zeros_like(noise(0))
+    else:
+        clean = source
+    for step, sigma in enumerate(sigmas):
+        noisy = mix(clean, noise(step), sigma)
+        clean = clean_from_flow(noisy, flow(noisy, sigma, step), sigma)
+    return clean

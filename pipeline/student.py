@@ -1,0 +1,180 @@
+"""The causal few-step student: our own explicit forward over the modules of diffusers' `WanTransformer3DModel`.
+
+The forward is one loop over layers; who may look at whom is decided by the `attend` object handed in: the stream's
+KV cache at inference (`CachedAttention`), a mask over a whole clip in training (`MaskedAttention`). Sizes come from the
+config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
+"""
+
+from dataclasses import asdict
+from typing import Protocol
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import StudentConfig
+from pipeline.kv_cache import KVCache
+
+TextKV = list[tuple[Tensor, Tensor]]
+
+
+class Attend(Protocol):
+    """Self-attention of one layer; q, k, v are (B, N, heads, head dim), q and k not rotated yet."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs; rows: (2, N, 1, head dim / 2), cosines then sines."""
+    even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rows.to(x_BNHD.dtype)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, N, heads, head dim) in and out; mask: boolean (queries, keys), true = may look."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+    )
+    return out.transpose(1, 2)
+
+
+class MaskedAttention:
+    """Whole clips at once, for training and as the slow twin of the cache."""
+
+    def __init__(self, rows: Tensor, mask: Tensor | None) -> None:
+        self.rows, self.mask = rows, mask
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(rotate(q, self.rows), rotate(k, self.rows), v, self.mask)
+
+
+class CachedAttention:
+    """One chunk against its stream's past (batch of one). The past is rotated once and serves every pass of the chunk.
+
+    While `writing`, each layer's keys and values go to the cache; the caller commits after the pass.
+    """
+
+    def __init__(self, cache: KVCache, student: "Student", grid: tuple[int, int], chunk: int) -> None:
+        self.cache, self.writing = cache, False
+        self.tokens = grid[0] * grid[1]
+        past = cache.frames
+        rows = student.rope_rows(list(range(past + chunk)), grid)
+        self.past_rows, self.rows = rows[:, : past * self.tokens], rows[:, past * self.tokens :]
+        self._past: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def past(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self._past:
+            keys, values = self.cache.read(layer)
+            self._past[layer] = (rotate(keys.flatten(0, 1)[None], self.past_rows), values.flatten(0, 1)[None])
+        return self._past[layer]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        past_k, past_v = self.past(layer)
+        keys = torch.cat((past_k, rotate(k, self.rows)), 1)
+        out = attention(rotate(q, self.rows), keys, torch.cat((past_v, v), 1))
+        if self.writing:
+            self.cache.write(
+                layer, k[0].unflatten(0, (-1, self.tokens)), v[0].unflatten(0, (-1, self.tokens))
+            )
+        return out
+
+
+class Student(nn.Module):
+    """Predicts the flow of noisy latents, (B, T, C, H, W) in and out."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = WanTransformer3DModel(**asdict(config))
+
+    def rope_rows(self, frames: list[int], grid: tuple[int, int]) -> Tensor:
+        """Rotary rows of the tokens of frames at these positions: (2, frames * tokens, 1, head dim / 2)."""
+        rope = self.model.rope
+        height, width = grid
+        parts = []
+        for table, stride in ((rope.freqs_cos, 0), (rope.freqs_sin, 1)):
+            t, h, w = table[:, stride::2].split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], 1)
+            shape = (len(frames), height, width, -1)
+            row = (
+                t[frames][:, None, None].expand(shape),
+                h[:height][None, :, None].expand(shape),
+                w[:width][None, None].expand(shape),
+            )
+            parts.append(torch.cat(row, -1).flatten(0, 2))
+        return torch.stack(parts)[:, :, None]
+
+    def text_kv(self, text_BLD: Tensor) -> TextKV:
+        """Cross-attention keys and values of every layer: computed once per prompt."""
+        text = self.model.condition_embedder.text_embedder(text_BLD)
+        heads = (-1, self.config.attention_head_dim)
+        pairs = []
+        for block in self.model.blocks:
+            attn = block.attn2
+            pairs.append(
+                (attn.norm_k(attn.to_k(text)).unflatten(2, heads), attn.to_v(text).unflatten(2, heads))
+            )
+        return pairs
+
+    def forward(self, latents_BTCHW: Tensor, timesteps_BT: Tensor, text: TextKV, attend: Attend) -> Tensor:
+        """Flow of each latent.
+
+        timesteps_BT: one per latent frame, or T = 1 for all. text: its batch is B times a number of equal groups of
+        frames, each group under its own prompt.
+        """
+        tokens, per_frame = self.embed(latents_BTCHW)
+        modulation, head_modulation = self.time(timesteps_BT, per_frame)
+        for layer in range(len(self.model.blocks)):
+            tokens = self.layer(layer, tokens, modulation, text, attend)
+        return self.head(tokens, head_modulation, latents_BTCHW)
+
+    def embed(self, latents_BTCHW: Tensor) -> tuple[Tensor, int]:
+        """Tokens (B, N, D) and their number per latent frame."""
+        embedded = self.model.patch_embedding(latents_BTCHW.transpose(1, 2))
+        return embedded.flatten(2).transpose(1, 2), embedded.shape[3] * embedded.shape[4]
+
+    def time(self, timesteps_BT: Tensor, per_frame: int) -> tuple[Tensor, Tensor]:
+        """Modulation of the layers (B, N or 1, 6, D) and of the head (B, N or 1, 1, D)."""
+        embedder = self.model.condition_embedder
+        features = embedder.timesteps_proj(timesteps_BT.flatten()).to(embedder.time_proj.weight.dtype)
+        embedded = embedder.time_embedder(features)
+        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
+        repeat = per_frame if timesteps_BT.shape[1] > 1 else 1
+        modulation = modulation.unflatten(0, timesteps_BT.shape).repeat_interleave(repeat, 1)
+        head = embedded.unflatten(0, timesteps_BT.shape).repeat_interleave(repeat, 1)
+        return modulation.float(), head[:, :, None].float()
+
+    def layer(self, index: int, tokens: Tensor, modulation: Tensor, text: TextKV, attend: Attend) -> Tensor:
+        block = self.model.blocks[index]
+        heads = (-1, self.config.attention_head_dim)
+        parts = (block.scale_shift_table[None] + modulation).unbind(2)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
+
+        normed = (block.norm1(tokens.float()) * (1 + scale) + shift).to(tokens.dtype)
+        attn = block.attn1
+        q = attn.norm_q(attn.to_q(normed)).unflatten(2, heads)
+        k = attn.norm_k(attn.to_k(normed)).unflatten(2, heads)
+        v = attn.to_v(normed).unflatten(2, heads)
+        mixed = attn.to_out[0](attend(index, q, k, v).flatten(2))
+        tokens = (tokens.float() + mixed * gate).to(tokens.dtype)
+
+        attn = block.attn2
+        key, value = text[index]
+        groups = len(key) // len(tokens)
+        normed = block.norm2(tokens.float()).to(tokens.dtype)
+        q = attn.norm_q(attn.to_q(normed)).unflatten(2, heads).unflatten(1, (groups, -1)).flatten(0, 1)
+        read = attention(q, key, value).unflatten(0, (-1, groups)).flatten(1, 2)
+        tokens = tokens + attn.to_out[0](read.flatten(2))
+
+        normed = (block.norm3(tokens.float()) * (1 + ffn_scale) + ffn_shift).to(tokens.dtype)
+        return (tokens.float() + block.ffn(normed).float() * ffn_gate).to(tokens.dtype)
+
+    def head(self, tokens: Tensor, modulation: Tensor, like_BTCHW: Tensor) -> Tensor:
+        model = self.model
+        shift, scale = (model.scale_shift_table[None] + modulation).unbind(2)
+        out = model.proj_out((model.norm_out(tokens.float()) * (1 + scale) + shift).to(tokens.dtype))
+        batch, frames, _, height, width = like_BTCHW.shape
+        _, p_h, p_w = self.config.patch_size
+        out = out.reshape(batch, frames, height // p_h, width // p_w, p_h, p_w, -1)
+        return out.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

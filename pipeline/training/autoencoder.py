@@ -1,0 +1,106 @@
+"""Stage 1: the pocket autoencoder, on crops of the procedural world and of generic imagery."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.codec import PocketCodec, frames_to_pixels, pixels_to_frames
+from pipeline.config import ModelConfig
+from pipeline.training import generic, world
+from pipeline.training.loop import StageSettings, Trainer
+from pipeline.training.sheet import write_sheet
+
+CROP_HEIGHT, CROP_WIDTH = 96, 160
+
+
+def item_rng(*key: int) -> np.random.Generator:
+    """Counter-based: the same key draws the same numbers on any machine, in any order."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+class Crops(Dataset[Tensor]):
+    """Item n is a pure function of (seed, n): uint8 (T, crop height, crop width, 3)."""
+
+    def __init__(self, config: ModelConfig, seed: int, generic_share: float) -> None:
+        self.config, self.seed, self.generic_share = config, seed, generic_share
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = item_rng(self.seed, index)
+        config = self.config
+        count = 2 * config.codec.frames
+        if rng.random() < self.generic_share:
+            clip = generic.generic_clip(rng, count, config.width, config.height)
+            top = int(rng.integers(0, config.height - CROP_HEIGHT + 1))
+            left = int(rng.integers(0, config.width - CROP_WIDTH + 1))
+        else:
+            scene = world.sample_scene(rng)
+            times_s = rng.uniform(0, 600) + np.arange(count) / config.fps
+            clip = world.render(scene, times_s, config.width, config.height)
+            # Most crops hold the mover: the background is easy and the same everywhere.
+            centre_x, centre_y = world.track(scene, times_s[:1], config.width, config.height)[0]
+            jitter = rng.uniform(-0.5, 0.5, 2)
+            left = int(np.clip(centre_x - CROP_WIDTH * (0.5 + jitter[0]), 0, config.width - CROP_WIDTH))
+            top = int(np.clip(centre_y - CROP_HEIGHT * (0.5 + jitter[1]), 0, config.height - CROP_HEIGHT))
+        return torch.from_numpy(clip[:, top : top + CROP_HEIGHT, left : left + CROP_WIDTH].copy())
+
+
+def batches(dataset: Dataset[Tensor], batch: int, step: int) -> Iterator[Tensor]:
+    loader = DataLoader(dataset, batch, sampler=range(batch * step, 2**40), num_workers=1, prefetch_factor=4)
+    return iter(loader)
+
+
+def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
+    """L1 plus a squared term on pixels, and L1 on differences across x, y and t: sharp edges and a quiet background."""
+    error = made - real
+    across = (
+        error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean() + error.diff(dim=1).abs().mean()
+    )
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * across
+
+
+def train_autoencoder(
+    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 16
+) -> PocketCodec:
+    """Train until the budget is spent; returns the EMA codec in eval mode."""
+    codec = PocketCodec(config.codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer("autoencoder", folder, codec, settings)
+    stream = batches(Crops(config, seed, generic_share=0.35), batch, trainer.step)
+    codec.train()
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])
+        noise = torch.Generator().manual_seed(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = codec.encode(real)
+            # The sampler's last step leaves small errors; the decoder learns to shrug them off.
+            size = torch.rand(len(latents), 1, 1, 1, 1, generator=noise) * 0.3
+            made = codec.decode(latents + size * torch.randn(latents.shape, generator=noise))
+        made = made.float()
+        psnr_db = 10 * torch.log10(4 / F.mse_loss(made, real)).item()
+        return reconstruction_loss(made, real), {"psnr_db": psnr_db}
+
+    def sample() -> None:
+        average = load_average(PocketCodec(config.codec), trainer)
+        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])[:8]
+        with torch.no_grad():
+            made = average.decode(average.encode(real))
+        rows = [
+            [frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(8)
+        ]
+        write_sheet(folder / "sample.png", [[frame for clip in row for frame in clip] for row in rows])
+
+    trainer.fit(loss, sample)
+    return load_average(PocketCodec(config.codec), trainer)
+
+
+def load_average(module: PocketCodec, trainer: Trainer) -> PocketCodec:
+    module.load_state_dict(trainer.ema.values)
+    return module.eval().requires_grad_(False)

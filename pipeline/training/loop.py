@@ -1,0 +1,163 @@
+"""The loop every training stage shares: budget, schedule, clipping, EMA, progress, checkpoints, exact resume.
+
+Knows nothing of what is trained: a stage hands over its modules and a loss. Progress is measured in seconds of
+training, so a stage ends on its budget on any machine, and a resumed run goes on where the checkpoint stood.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pipeline.errors import PipelineError
+
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """budget_s: seconds of training. save_s: seconds between checkpoints. threads: torch's compute threads."""
+
+    budget_s: float
+    learning_rate: float = 1e-3
+    warm_up_steps: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    save_s: float = 60.0
+
+
+def save_atomic(payload: dict[str, Any], path: Path) -> None:
+    """Write beside, then rename: a full disk or a kill leaves the file before untouched."""
+    beside = path.with_suffix(".tmp")
+    torch.save(payload, beside)
+    os.replace(beside, path)
+
+
+class EMA:
+    """Running average of the trainable parameters; buffers are copied."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
+
+
+class Trainer:
+    """One stage in one folder: `checkpoint.pt` (all of the state), `events*` (TensorBoard)."""
+
+    def __init__(self, name: str, folder: Path, module: nn.Module, settings: StageSettings) -> None:
+        self.name, self.folder, self.module, self.settings = name, folder, module, settings
+        folder.mkdir(parents=True, exist_ok=True)
+        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
+        self.ema = EMA(module, settings.ema)
+        self.step, self.trained_s = 0, 0.0
+        self._resume()
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        saved = torch.load(path, weights_only=True)
+        if saved["name"] != self.name:
+            raise PipelineError(
+                "checkpoint_of_another_stage",
+                f"{path} belongs to stage {saved['name']!r}, not {self.name!r}.",
+                "Give each stage its own folder.",
+            )
+        self.module.load_state_dict(saved["module"])
+        self.ema.values = saved["ema"]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.trained_s = saved["step"], saved["trained_s"]
+
+    def save(self) -> None:
+        payload = {
+            "name": self.name,
+            "module": self.module.state_dict(),
+            "ema": self.ema.values,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "trained_s": self.trained_s,
+        }
+        save_atomic(payload, self.folder / "checkpoint.pt")
+
+    @property
+    def done(self) -> bool:
+        return self.trained_s >= self.settings.budget_s
+
+    def rate(self) -> float:
+        """Linear warm-up, then a cosine over the budget down to 2 % of the peak."""
+        share = min(1.0, self.trained_s / self.settings.budget_s)
+        rise = min(1.0, (self.step + 1) / self.settings.warm_up_steps)
+        return self.settings.learning_rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def fit(self, loss: Loss, sample: Callable[[], None] | None = None) -> None:
+        """Train until the budget is spent. Raises PipelineError `loss_not_finite` and keeps the last good checkpoint."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        writer = SummaryWriter(str(self.folder), purge_step=self.step)
+        columns = (
+            TextColumn(f"{self.name:<12}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        saved_s = self.trained_s
+        with Progress(*columns) as progress:
+            task = progress.add_task("", total=self.settings.budget_s, completed=self.trained_s, note="")
+            while not self.done:
+                started = time.perf_counter()
+                scalars = self._advance(loss)
+                self.trained_s += time.perf_counter() - started
+                if self.step % 10 == 0:
+                    for key, value in scalars.items():
+                        writer.add_scalar(f"{self.name}/{key}", value, self.step)
+                note = f"step {self.step} " + " ".join(f"{key} {value:.4f}" for key, value in scalars.items())
+                progress.update(task, completed=self.trained_s, note=note)
+                if self.step % 100 == 0:
+                    progress.console.print(f"{self.name} {self.trained_s:.0f} s {note}", highlight=False)
+                if self.trained_s - saved_s > self.settings.save_s or self.done:
+                    self.save()
+                    saved_s = self.trained_s
+                    if sample is not None:
+                        sample()
+        writer.close()
+
+    def _advance(self, loss: Loss) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        value, scalars = loss(self.step)
+        if not bool(torch.isfinite(value)):
+            raise PipelineError(
+                "loss_not_finite",
+                f"The loss of {self.name} became {value.item()} at step {self.step}.",
+                f"The state before it is in {self.folder}; lower the learning rate and start again.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.module, self.step)
+        return {"loss": value.item(), **scalars, "grad": norm.item()}

@@ -1,0 +1,56 @@
+import torch
+
+from pipeline.config import CacheConfig
+from pipeline.kv_cache import KVCache
+
+
+def make(sink: int = 2, window: int = 4) -> KVCache:
+    cache = KVCache(CacheConfig(sink=sink, window=window), layers=2, tokens=3, heads=1, head_dim=2)
+    cache.keys.fill_(float("nan"))
+    cache.values.fill_(float("nan"))
+    return cache
+
+
+def push(cache: KVCache, *frames: float) -> None:
+    block = torch.tensor(frames)[:, None, None, None].expand(-1, 3, 1, 2)
+    for layer in range(2):
+        cache.write(layer, block, -block)
+    cache.commit(len(frames))
+
+
+def seen(cache: KVCache) -> list[float]:
+    keys, values = cache.read(1)
+    assert torch.equal(keys, -values)
+    return keys[:, 0, 0, 0].tolist()
+
+
+def test_cells_never_written_are_never_read() -> None:
+    cache = make()
+    assert cache.read(0)[0].shape[0] == 0
+    push(cache, 0, 1)
+    assert seen(cache) == [0, 1]
+    push(cache, 2)
+    assert seen(cache) == [0, 1, 2]
+
+
+def test_after_the_wrap_the_sink_stays_and_the_window_is_in_order_of_age() -> None:
+    cache = make()
+    for start in range(0, 14, 2):
+        push(cache, start, start + 1)
+    assert seen(cache) == [0, 1, 10, 11, 12, 13]
+    assert cache.frames == 6
+
+
+def test_a_cache_without_a_sink_is_a_plain_window() -> None:
+    cache = make(sink=0, window=3)
+    push(cache, 0, 1)
+    push(cache, 2, 3)
+    assert seen(cache) == [1, 2, 3]
+
+
+def test_reset_forgets_everything() -> None:
+    cache = make()
+    push(cache, 0, 1)
+    cache.reset()
+    assert cache.frames == 0
+    assert cache.slots() == []

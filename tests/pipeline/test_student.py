@@ -1,0 +1,146 @@
+import torch
+from torch import Tensor
+
+from pipeline.config import CacheConfig, ModelConfig
+from pipeline.kv_cache import KVCache
+from pipeline.student import CachedAttention, MaskedAttention, Student, attention, rotate
+
+
+def draw(config: ModelConfig, frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(1, frames, config.student.in_channels, *config.latent_size, generator=generator)
+    return latents, torch.randn(1, config.text.length, config.student.text_dim, generator=generator)
+
+
+def empty_cache(config: ModelConfig, cache: CacheConfig | None = None) -> KVCache:
+    shape = config.student
+    heads = (shape.num_attention_heads, shape.attention_head_dim)
+    return KVCache(cache or config.cache, shape.num_layers, config.tokens_per_frame, *heads)
+
+
+def push(
+    student: Student, config: ModelConfig, cache: KVCache, chunk: Tensor, text: Tensor, sigma: float
+) -> Tensor:
+    """A denoise pass at sigma and then the cache pass on the same latents; returns the denoise pass's flow."""
+    attend = CachedAttention(cache, student, config.grid, chunk.shape[1])
+    kv = student.text_kv(text)
+    flow = student(chunk, torch.tensor([[1000 * sigma]]), kv, attend)
+    attend.writing = True
+    student(chunk, torch.zeros(1, 1), kv, attend)
+    cache.commit(chunk.shape[1])
+    return flow
+
+
+def test_one_chunk_without_a_past_equals_the_stock_diffusers_model(
+    student: Student, config: ModelConfig
+) -> None:
+    latents, text = draw(config, 2)
+    stock = student.model(latents.transpose(1, 2), torch.tensor([937.5]), text, return_dict=False)[
+        0
+    ].transpose(1, 2)
+    attend = CachedAttention(empty_cache(config), student, config.grid, 2)
+    ours = student(latents, torch.tensor([[937.5]]), student.text_kv(text), attend)
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)
+
+
+def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(
+    student: Student, config: ModelConfig
+) -> None:
+    latents, text = draw(config, 6)
+    owner = torch.arange(6).div(2, rounding_mode="floor").repeat_interleave(config.tokens_per_frame)
+    mask = owner[:, None] >= owner[None]
+    rows = student.rope_rows(list(range(6)), config.grid)
+
+    class BlockCausal:
+        """Stock attention with a mask: the modules and the order of operations are diffusers' own."""
+
+        def __call__(self, attn, hidden, encoder=None, attention_mask=None, rotary_emb=None):  # type: ignore[no-untyped-def]
+            heads = (attn.heads, -1)
+            q = attn.norm_q(attn.to_q(hidden)).unflatten(2, heads)
+            k = attn.norm_k(attn.to_k(hidden)).unflatten(2, heads)
+            out = attention(rotate(q, rows), rotate(k, rows), attn.to_v(hidden).unflatten(2, heads), mask)
+            return attn.to_out[0](out.flatten(2))
+
+    stock_processors = [block.attn1.processor for block in student.model.blocks]
+    for block in student.model.blocks:
+        block.attn1.set_processor(BlockCausal())
+    # The past is written at t = 0, so the stock model sees every token at t = 0 too.
+    stock = student.model(latents.transpose(1, 2), torch.tensor([0.0]), text, return_dict=False)[0].transpose(
+        1, 2
+    )
+    for block, processor in zip(student.model.blocks, stock_processors, strict=True):
+        block.attn1.set_processor(processor)
+
+    cache = empty_cache(config)
+    ours = [push(student, config, cache, latents[:, at : at + 2], text, 0.0) for at in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(ours, 1), stock, atol=1e-5, rtol=1e-5)
+
+
+def test_a_masked_clip_with_a_level_and_a_prompt_per_chunk_equals_the_cache(
+    student: Student, config: ModelConfig
+) -> None:
+    """The trainer's doubled sequence (clean past, noisy chunks) is the inference path."""
+    from pipeline.training.forcing import teacher_forced
+
+    clean, _ = draw(config, 6)
+    noisy, _ = draw(config, 6, seed=1)
+    texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in (2, 3, 4)])
+    sigmas = torch.tensor([[0.9, 0.5, 0.3]])
+    flow = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
+
+    cache = empty_cache(config)
+    for index in range(3):
+        part = slice(2 * index, 2 * index + 2)
+        attend = CachedAttention(cache, student, config.grid, 2)
+        kv = student.text_kv(texts[index : index + 1])
+        alone = student(noisy[:, part], 1000 * sigmas[:, index : index + 1], kv, attend)
+        torch.testing.assert_close(flow[:, part], alone, atol=1e-5, rtol=1e-5)
+        attend.writing = True
+        student(clean[:, part], torch.zeros(1, 1), kv, attend)
+        cache.commit(2)
+
+
+def test_no_chunk_sees_the_future(student: Student, config: ModelConfig) -> None:
+    latents, text = draw(config, 4)
+    changed = latents.clone()
+    changed[:, 2:] += 1
+    first = [
+        push(student, config, empty_cache(config), clip[:, :2], text, 0.5) for clip in (latents, changed)
+    ]
+    assert torch.equal(first[0], first[1])
+
+
+def test_a_denoise_pass_leaves_the_cache_untouched(student: Student, config: ModelConfig) -> None:
+    latents, text = draw(config, 4)
+    cache = empty_cache(config)
+    push(student, config, cache, latents[:, :2], text, 0.5)
+    before = (cache.keys.clone(), cache.values.clone(), cache.written)
+    attend = CachedAttention(cache, student, config.grid, 2)
+    student(latents[:, 2:], torch.tensor([[500.0]]), student.text_kv(text), attend)
+    assert torch.equal(cache.keys, before[0])
+    assert torch.equal(cache.values, before[1])
+    assert cache.written == before[2]
+
+
+def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(
+    student: Student, config: ModelConfig
+) -> None:
+    """Window-relative positions: after ten chunks the past is the sink and the newest window, whatever came between."""
+    latents, text = draw(config, 20)
+    cache = empty_cache(config)
+    for at in range(0, 20, 2):
+        push(student, config, cache, latents[:, at : at + 2], text, 0.5)
+    remembered = [0, 1, 16, 17, 18, 19]
+    fresh = empty_cache(config, CacheConfig(sink=2, window=16))
+    for place, frame in enumerate(remembered):
+        slot = cache.slots()[place]
+        assert slot == (frame if frame < 2 else 2 + (frame - 2) % 4)
+        fresh.keys[:, place], fresh.values[:, place] = cache.keys[:, slot], cache.values[:, slot]
+    fresh.commit(len(remembered))
+    probe, _ = draw(config, 2, seed=9)
+    kv = student.text_kv(text)
+    flows = [
+        student(probe, torch.tensor([[700.0]]), kv, CachedAttention(past, student, config.grid, 2))
+        for past in (cache, fresh)
+    ]
+    torch.testing.assert_close(flows[0], flows[1], atol=1e-6, rtol=1e-6)
