@@ -1,0 +1,154 @@
+/**
+ * What the viewer wants, and the elements that say it: prompt, seed, strength.
+ *
+ * Holds the one copy of the wishes, so that a new connection can ask for the same again. Emits `change` with the
+ * fields that changed. Knows nothing of the wire.
+ */
+
+const HISTORY_KEY = "stillstream.prompts";
+const HISTORY_LENGTH = 20;
+const SLIDER_EVERY_MS = 120;
+const LARGEST_SEED = 2 ** 31 - 1;
+
+const $ = (id) => document.getElementById(id);
+
+export class Controls extends EventTarget {
+  wishes = { prompt: "", seed: 7, strength: 0.6, paused: false, camera: false };
+  #touched = new Set();
+  #history = readHistory();
+  #place = -1; // in the history; -1: a text of one's own
+  #timer = 0;
+
+  constructor() {
+    super();
+    $("prompt-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit($("prompt").value);
+    });
+    $("prompt").addEventListener("keydown", (event) => this.#onPromptKey(event));
+    $("prompt").addEventListener("input", () => {
+      this.#place = -1;
+      this.#count();
+    });
+    $("seed").addEventListener("change", () => this.#setSeed(Number($("seed").value)));
+    $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
+    $("strength").addEventListener("input", () => this.#slide());
+    this.#draw();
+  }
+
+  /** Takes the server's model and defaults; what the viewer has already chosen stays. */
+  adopt(model, defaults = {}) {
+    if (model?.prompt_limit) $("prompt").maxLength = model.prompt_limit;
+    for (const [name, value] of Object.entries(defaults)) {
+      if (name in this.wishes && !this.#touched.has(name)) this.wishes[name] = value;
+    }
+    if (!$("prompt").value && document.activeElement !== $("prompt")) $("prompt").value = this.wishes.prompt;
+    if (model?.examples) $("examples").replaceChildren(...model.examples.map((text) => this.#choice(text)));
+    this.#draw();
+  }
+
+  /** The text in the box, where it differs from the prompt that was last sent. */
+  get draft() {
+    const text = $("prompt").value.trim();
+    return text === this.wishes.prompt ? "" : text;
+  }
+
+  /** Takes a prompt as the wish. An empty box asks for nothing new. */
+  submit(text) {
+    const prompt = text.trim();
+    if (!prompt) return;
+    $("prompt").value = prompt;
+    this.#remember(prompt);
+    this.#place = 0;
+    this.set({ prompt });
+  }
+
+  /** Changes wishes and tells. */
+  set(fields) {
+    Object.assign(this.wishes, fields);
+    for (const name of Object.keys(fields)) this.#touched.add(name);
+    this.#draw();
+    this.#emit(fields);
+  }
+
+  #setSeed(value) {
+    const seed = Number.isFinite(value) ? Math.min(LARGEST_SEED, Math.max(0, Math.floor(value))) : this.wishes.seed;
+    this.set({ seed });
+  }
+
+  #slide() {
+    this.wishes.strength = Number($("strength").value);
+    this.#draw();
+    if (this.#timer) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = 0;
+      this.set({ strength: this.wishes.strength });
+    }, SLIDER_EVERY_MS);
+  }
+
+  #onPromptKey(event) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      this.submit($("prompt").value);
+    }
+    if (event.key === "Escape") $("prompt").blur();
+    const step = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (!step || ($("prompt").value && this.#place < 0)) return;
+    const place = Math.min(this.#history.length - 1, this.#place + step);
+    if (this.#place < 0 && place < 0) return;
+    event.preventDefault();
+    this.#place = place;
+    $("prompt").value = this.#history[place] ?? "";
+    this.#count();
+  }
+
+  #remember(prompt) {
+    this.#history = [prompt, ...this.#history.filter((text) => text !== prompt)].slice(0, HISTORY_LENGTH);
+    writeHistory(this.#history);
+  }
+
+  #draw() {
+    const { seed, strength, camera } = this.wishes;
+    $("seed").value = seed;
+    $("strength").value = strength;
+    $("strength").disabled = !camera;
+    $("strength-value").value = `${Math.round(strength * 100)} %`;
+    $("earlier").hidden = this.#history.length === 0;
+    $("history").replaceChildren(...this.#history.map((text) => this.#choice(text)));
+    this.#count();
+  }
+
+  #count() {
+    const { value, maxLength } = $("prompt");
+    $("count").textContent = maxLength > 0 && value.length > 0.8 * maxLength ? `${value.length} of ${maxLength}` : "";
+  }
+
+  #choice(text) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    button.addEventListener("click", () => this.submit(text));
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }
+
+  #emit(fields) {
+    this.dispatchEvent(new CustomEvent("change", { detail: fields }));
+  }
+}
+
+function readHistory() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(HISTORY_KEY) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((text) => typeof text === "string").slice(0, HISTORY_LENGTH) : [];
+  } catch {
+    return []; // storage is blocked or damaged: the page works without a history
+  }
+}
+
+function writeHistory(history) {
+  try {
+    localStorage.setItem(HISTORY_KEY, JSON.stringify(history));
+  } catch {
+    // as above
+  }
+}

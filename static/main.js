@@ -1,0 +1,242 @@
+/**
+ * Joins the page: buttons and keys to the session, the session's events to what is seen and said.
+ *
+ * All words about the stream's state are here; errors carry their own.
+ */
+
+import { Controls } from "./controls.js";
+import { Link, hasWebRTC } from "./peer.js";
+import { Meter, drawOverlay } from "./stats.js";
+import { CameraError, listCameras, openCamera, shrinkFor } from "./webcam.js";
+
+const $ = (id) => document.getElementById(id);
+const WORDS = {
+  idle: "Ready",
+  connecting: "Connecting…",
+  waiting: "The server is busy; you are waiting for a place.",
+  live: "Live",
+  paused: "Paused",
+  recovering: "The generator is starting again; your stream goes on by itself.",
+  closed: "The session has ended.",
+};
+const DEFAULT_MODEL = { width: 320, height: 192, fps: 16 };
+
+const link = new Link(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
+const controls = new Controls();
+const view = { state: "idle", session: "", model: null, server: {}, latency_ms: null, promptId: null };
+const meter = new Meter($("video"), (latency_ms) => {
+  view.latency_ms = latency_ms;
+  $("applied").value = `Applied in ${Math.round(latency_ms)} ms.`;
+});
+let camera = null;
+let cameraTurn = 0;
+
+// --- what is said and seen -----------------------------------------------------------------------------------------
+
+function enter(state, note = "") {
+  view.state = state;
+  document.body.dataset.state = state;
+  $("status").textContent = note ? `${WORDS[state] ?? ""} ${note}`.trim() : WORDS[state];
+  const running = link.running;
+  const hadFocus = [$("start"), $("stop")].includes(document.activeElement);
+  $("start").hidden = running;
+  $("stop").hidden = !running;
+  if (hadFocus) $(running ? "stop" : "start").focus();
+  for (const id of ["pause", "reset"]) $(id).disabled = !running;
+  drawPause();
+}
+
+function drawPause() {
+  const { paused } = controls.wishes;
+  $("pause").querySelector("span").textContent = paused ? "Go on" : "Pause";
+  $("pause").querySelector("use").setAttribute("href", paused ? "#i-play" : "#i-pause");
+  $("pause").title = paused ? "Go on (p)" : "Pause (p)";
+}
+
+function complain(message, next = "", from = "page") {
+  $("trouble").dataset.from = from;
+  $("trouble").querySelector("strong").textContent = message;
+  $("trouble").querySelector("span").textContent = next;
+  $("trouble").hidden = false;
+}
+
+function forgive() {
+  $("trouble").hidden = true;
+}
+
+// --- the session ---------------------------------------------------------------------------------------------------
+
+function toggleStream() {
+  if (link.running) link.stop();
+  else if (controls.draft) controls.submit(controls.draft);
+  else begin();
+}
+
+function begin() {
+  if (!hasWebRTC()) return;
+  forgive();
+  controls.wishes.paused = false;
+  link.start();
+}
+
+/** Keeps the last picture on the screen while a lost connection is made again. */
+function keepStill() {
+  const { videoWidth: width, videoHeight: height } = $("video");
+  if (!width) return;
+  Object.assign($("still"), { width, height, hidden: false }).getContext("2d").drawImage($("video"), 0, 0);
+  $("video").srcObject = null;
+}
+
+function sendWishes(fields) {
+  const id = link.send("controls", fields);
+  if (id === null || !("prompt" in fields)) return;
+  view.promptId = id;
+  meter.sent(id);
+  $("applied").value = "Sent…";
+}
+
+const on = (kind, act) => link.addEventListener(kind, ({ detail }) => act(detail));
+
+on("trying", ({ attempt }) => enter("connecting", attempt ? `Attempt ${attempt + 1}.` : ""));
+on("welcome", ({ session, model, defaults }) => {
+  Object.assign(view, { session, model, server: {} });
+  adopt(model, defaults);
+  const { prompt, ...others } = controls.wishes;
+  sendWishes(prompt ? { prompt, ...others } : others);
+});
+on("track", ({ stream }) => {
+  $("video").srcObject = stream;
+  $("video").play().catch((error) => {
+    if (error.name === "NotAllowedError") complain("The browser holds the video back.", "Press the picture to play it.");
+  });
+});
+on("state", ({ state, note }) => {
+  if (state === "live" && $("trouble").dataset.from === "server") forgive();
+  enter(state, note);
+});
+on("ack", ({ id, chunk }) => {
+  if (id === view.promptId) $("applied").value = `Taken on with chunk ${chunk}…`;
+});
+on("shown", ({ id }) => meter.shown(id));
+on("stats", (stats) => (view.server = stats));
+on("error", ({ message, next }) => complain(message, next, "server"));
+on("losing", keepStill);
+on("lost", ({ wait_ms, reason }) => {
+  meter.clear();
+  Object.assign(view, { session: "", server: {} });
+  enter("connecting", "");
+  $("status").textContent = `${reason} Trying again in ${Math.max(1, Math.round(wait_ms / 1000))} s…`;
+});
+on("ended", () => {
+  meter.clear();
+  $("video").srcObject = null;
+  $("still").hidden = true;
+  Object.assign(view, { session: "", server: {} });
+  $("applied").value = "";
+  enter("idle");
+});
+
+controls.addEventListener("change", ({ detail }) => {
+  if ("prompt" in detail) forgive();
+  if (!link.running && "prompt" in detail) begin();
+  else sendWishes(detail);
+  drawPause();
+});
+
+// --- the camera ----------------------------------------------------------------------------------------------------
+
+async function switchCamera(wanted, deviceId = "") {
+  const turn = ++cameraTurn;
+  camera?.getTracks().forEach((track) => track.stop());
+  camera = null;
+  try {
+    const model = view.model ?? DEFAULT_MODEL;
+    const opened = wanted ? await openCamera({ ...model, deviceId }) : null;
+    if (turn !== cameraTurn) return opened?.getTracks().forEach((track) => track.stop());
+    camera = opened;
+  } catch (error) {
+    if (!(error instanceof CameraError)) throw error;
+    if (turn !== cameraTurn) return;
+    complain(error.message, error.next);
+  }
+  const track = camera?.getVideoTracks()[0] ?? null;
+  $("camera").checked = Boolean(track);
+  $("selfview").srcObject = camera;
+  $("selfview").hidden = !track;
+  await link.setCamera(track, track ? shrinkFor(track, view.model ?? DEFAULT_MODEL) : 1);
+  if (controls.wishes.camera !== Boolean(track)) controls.set({ camera: Boolean(track) });
+  if (!track) return;
+  track.addEventListener("ended", () => {
+    complain("The camera stopped.", "Plug it in again or choose another, then switch it on.");
+    switchCamera(false);
+  });
+  await drawDevices(track.getSettings().deviceId);
+}
+
+async function drawDevices(current) {
+  const cameras = await listCameras();
+  $("device").replaceChildren(...cameras.map(({ deviceId, label }) => new Option(label, deviceId, false, deviceId === current)));
+  $("device-row").hidden = cameras.length < 2;
+}
+
+// --- buttons and keys ----------------------------------------------------------------------------------------------
+
+const actions = {
+  s: toggleStream,
+  p: () => link.running && controls.set({ paused: !controls.wishes.paused }),
+  r: () => link.send("reset"),
+  c: () => switchCamera(!camera),
+  i: () => {
+    $("overlay").hidden = !$("overlay").hidden;
+    $("figures").setAttribute("aria-pressed", String(!$("overlay").hidden));
+    measure();
+  },
+  f: () => {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else if ($("stage").requestFullscreen) $("stage").requestFullscreen();
+    else $("video").webkitEnterFullscreen?.();
+  },
+  "/": () => $("prompt").focus(),
+  "?": () => ($("help").open ? $("help").close() : $("help").showModal()),
+};
+const buttons = { start: "s", stop: "s", pause: "p", reset: "r", figures: "i", fullscreen: "f", "help-open": "?" };
+for (const [id, key] of Object.entries(buttons)) $(id).addEventListener("click", () => actions[key]());
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest?.("textarea, select, input:not([type=checkbox]):not([type=range])");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !$("shortcuts").checked) return;
+  if ($("help").open && event.key !== "?") return;
+  const act = actions[event.key.toLowerCase()];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+$("trouble-close").addEventListener("click", forgive);
+$("camera").addEventListener("change", () => switchCamera($("camera").checked, $("device").value));
+$("device").addEventListener("change", () => switchCamera(true, $("device").value));
+$("video").addEventListener("loadeddata", () => ($("still").hidden = true));
+$("video").addEventListener("click", () => $("video").srcObject && $("video").play());
+navigator.mediaDevices?.addEventListener("devicechange", () => camera && drawDevices($("device").value));
+
+async function measure() {
+  const seen = meter.read(await link.report());
+  if (!$("overlay").hidden) drawOverlay($("overlay"), { ...view, seen });
+}
+setInterval(measure, 1000);
+
+function adopt(model, defaults) {
+  controls.adopt(model, defaults);
+  if (model?.width) document.documentElement.style.setProperty("--aspect", String(model.width / model.height));
+}
+
+// --- first sight ---------------------------------------------------------------------------------------------------
+
+enter("idle");
+if (!hasWebRTC()) {
+  $("start").disabled = true;
+  complain("This browser cannot receive live video (it has no WebRTC).", "Open the page in a current Chrome, Edge, Firefox or Safari.");
+}
+fetch("/api/info")
+  .then((answer) => (answer.ok ? answer.json() : {}))
+  .then(({ model, defaults }) => link.running || adopt(model, defaults))
+  .catch(() => {}); // only the examples are missing then; Start says what is wrong
