@@ -10,6 +10,9 @@ const HISTORY_LENGTH = 20;
 const SLIDER_EVERY_MS = 120;
 const LARGEST_SEED = 2 ** 31 - 1;
 
+// One line of text is what the server takes; a new line in the box is for the eye.
+const oneLine = (text) => text.replace(/[\s\p{Cc}]+/gu, " ").trim();
+
 const $ = (id) => document.getElementById(id);
 
 export class Controls extends EventTarget {
@@ -49,13 +52,13 @@ export class Controls extends EventTarget {
 
   /** The text in the box, where it differs from the prompt that was last sent. */
   get draft() {
-    const text = $("prompt").value.trim();
+    const text = oneLine($("prompt").value);
     return text === this.wishes.prompt ? "" : text;
   }
 
   /** Takes a prompt as the wish. An empty box asks for nothing new. */
   submit(text) {
-    const prompt = text.trim();
+    const prompt = oneLine(text);
     if (!prompt) return;
     $("prompt").value = prompt;
     this.#remember(prompt);

@@ -53,12 +53,17 @@ export class Link extends EventTarget {
     this.#emit("ended", {});
   }
 
-  /** Sends one message and returns its id, or null while there is no open socket. */
+  /** Sends a message that will be answered by its id; returns the id, or null while there is no open socket. */
   send(kind, fields = {}) {
-    if (this.#socket?.readyState !== WebSocket.OPEN) return null;
-    const id = ++this.#lastId;
-    this.#socket.send(JSON.stringify({ kind, id, ...fields }));
-    return id;
+    const id = this.#lastId + 1;
+    if (!this.#say({ kind, id, ...fields })) return null;
+    return (this.#lastId = id);
+  }
+
+  #say(message) {
+    const open = this.#socket?.readyState === WebSocket.OPEN;
+    if (open) this.#socket.send(JSON.stringify(message));
+    return open;
   }
 
   /** Gives the camera's track (or null) to this and every later connection; `scale` shrinks it before sending. */
@@ -112,12 +117,12 @@ export class Link extends EventTarget {
     peer.onicecandidate = ({ candidate }) => {
       if (peer !== this.#peer) return;
       const { candidate: line, sdpMid, sdpMLineIndex } = candidate ?? { candidate: null, sdpMid: null, sdpMLineIndex: null };
-      this.send("candidate", { candidate: line || null, sdpMid, sdpMLineIndex });
+      this.#say({ kind: "candidate", candidate: line || null, sdpMid, sdpMLineIndex });
     };
     peer.onconnectionstatechange = () => peer === this.#peer && this.#watchMedia(peer.connectionState);
     await this.#attachCamera();
     await peer.setLocalDescription();
-    if (peer === this.#peer) this.send("offer", { sdp: peer.localDescription.sdp });
+    if (peer === this.#peer) this.#say({ kind: "offer", sdp: peer.localDescription.sdp });
   }
 
   async #accept({ sdp }) {
