@@ -13,6 +13,17 @@ from pydantic_core import ErrorDetails, from_json
 
 from streaming.errors import WireError
 
+__all__ = [
+    "CandidateMessage",
+    "ControlsMessage",
+    "Message",
+    "OfferMessage",
+    "PingMessage",
+    "ResetMessage",
+    "WireError",
+    "parse",
+]
+
 MESSAGE_BYTES = 8 * 1024
 OFFER_BYTES = 64 * 1024
 PROMPT_LIMIT = 300

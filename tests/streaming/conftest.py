@@ -1,0 +1,26 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from aiortc.codecs import h264, vpx
+
+from streaming.rates import tune_encoders
+from tests.streaming.viewer import FPS, HEIGHT, WIDTH
+
+
+@pytest.fixture
+def tuned() -> Iterator[None]:
+    names = ("DEFAULT_BITRATE", "MIN_BITRATE", "MAX_BITRATE", "MAX_FRAME_RATE")
+    before = [(codec, name, getattr(codec, name)) for codec in (h264, vpx) for name in names]
+    tune_encoders(FPS, WIDTH, HEIGHT)
+    yield
+    for codec, name, value in before:
+        setattr(codec, name, value)
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    yield
+    # A callback of a finished task may still be on its way.
+    await asyncio.sleep(0.05)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
