@@ -53,6 +53,8 @@ _PREFIXES = {
     "neon": ("a neon picture of", "a neon video of"),
     "pencil sketch": ("a pencil sketch of", "a pencil drawing of", "a sketch of"),
 }
+_MOODS = ("happy", "smiling", "cute", "big", "bright")  # said at times, true of every mover
+_OPENINGS = ("a video of", "a picture of", "there is")
 _TOGETHER = ("and", "with", "next to")
 _STYLE_NAMED = {"flat": 0.25, "pastel": 0.96, "neon": 0.96, "pencil sketch": 0.96}
 _PLACE_NAMED = _MOTION_NAMED = 0.93
@@ -65,10 +67,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         return choices[int(rng.integers(len(choices)))]
 
     article = "the " if rng.random() < 0.1 else "" if rng.random() < 0.15 else "a "
-    who = _named(article, scene.colour, scene.subject)
+    mood = pick(_MOODS) if scene.second is None and rng.random() < 0.1 else ""
+    who = _named(article, mood, scene.colour, scene.subject)
     other = ""
     if scene.second is not None:
-        other = f"{pick(_TOGETHER)} {_named(article, *scene.second)}"
+        other = f"{pick(_TOGETHER)} {_named(article, '', *scene.second)}"
     place = pick(_PLACES[scene.place]) if rng.random() < _PLACE_NAMED else ""
     styled = rng.random() < _STYLE_NAMED[scene.style]
     prefixed = styled and rng.random() < 0.25
@@ -90,12 +93,14 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     elif form >= 4 and moving and not other:
         text = _listed(_join(who, pick(_VERBS[scene.motion]), pace, place), style)
     else:
-        text = _listed(_join(who, other, doing, pace, place), style)
+        opening = pick(_OPENINGS) if not other and rng.random() < 0.3 else ""
+        text = _listed(_join(opening, who, other, doing, pace, place), style)
     return text
 
 
-def _named(article: str, colour: str, subject: str) -> str:
-    return f"{'an ' if article == 'a ' and colour[0] in 'aeiou' else article}{colour} {subject}"
+def _named(article: str, mood: str, colour: str, subject: str) -> str:
+    name = _join(mood, colour, subject)
+    return f"{'an ' if article == 'a ' and name[0] in 'aeiou' else article}{name}"
 
 
 def _join(*parts: str) -> str:
@@ -114,7 +119,9 @@ def split(text: str) -> list[str]:
 def _all_words() -> tuple[str, ...]:
     tables = (_VERBS, _GERUNDS, _PACES, _PLACES, _STYLES, _PREFIXES)
     phrases = [phrase for table in tables for choices in table.values() for phrase in choices]
-    return tuple(sorted(set(split(" ".join((*phrases, *_TOGETHER, *COLOURS, *SUBJECTS, "a an the"))))))
+    return tuple(
+        sorted(set(split(" ".join((*phrases, *_MOODS, *_OPENINGS, *_TOGETHER, *COLOURS, *SUBJECTS, "a an the")))))
+    )
 
 
 WORDS: tuple[str, ...] = _all_words()

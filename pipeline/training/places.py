@@ -234,7 +234,7 @@ _PAINTERS = {
 PLACES = tuple(_PAINTERS)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def backdrop(
     place: str, style: str, layout_seed: int, width: int, height: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:

@@ -41,7 +41,8 @@ def wash(style: str, rgb: ArrayLike) -> Colour:
     colour: Colour = np.asarray(rgb, float)
     grey = colour.mean(axis=-1, keepdims=True)
     if style == "pastel":
-        colour = 136 + 0.44 * grey + 0.78 * (colour - grey)
+        cool = np.array((0, -1, 14)) * (1 - grey / 255) ** 2  # darkness turns cool, not muddy
+        colour = 138 + cool + 0.44 * grey + 0.8 * (colour - grey)
     if style == "neon":
         colour = np.array((6, 0, 16)) + 0.17 * grey + 0.5 * (colour - grey)
     if style == "pencil sketch":
@@ -226,9 +227,9 @@ _FIGURES = {
 SUBJECTS = tuple(_FIGURES)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)
 def sprite(subject: str, colour: str, style: str, radius: float) -> NDArray[np.float32]:
-    """Premultiplied RGBA in [0, 255] and alpha in [0, 1], float32 (side, side, 4), centred; read-only.
+    """Premultiplied RGB in [0, 255] with alpha in [0, 1], float32 (side, side, 4), centred; read-only.
 
     Light that only adds (the neon glow) has colour where alpha is low.
     """

@@ -17,6 +17,7 @@ COLOURS = tuple(PALETTE)
 MOTIONS = ("moves left", "moves right", "bounces", "circles", "sways", "stands still")
 SPEEDS = ("slowly", "", "quickly")
 _PACE = {"slowly": 40.0, "": 80.0, "quickly": 160.0}  # pixels a second in a picture 192 high
+_TRAVELS = ("moves left", "moves right")  # these leave at one edge and come in at the other
 _SECOND_SHARE = 0.2
 _SECOND_SIZE = 0.72
 
@@ -100,7 +101,7 @@ def _pose(scene: Scene, home: _Layout, times_s: ArrayLike, width: int, height: i
     x, y = np.full(t.shape, home.x * width), np.full(t.shape, home.y * height)
     tilt, stretch = np.zeros(t.shape), np.ones(t.shape)
     turn = 2 * np.pi * home.phase
-    if scene.motion in ("moves left", "moves right"):
+    if scene.motion in _TRAVELS:
         direction = -1 if scene.motion == "moves left" else 1
         x = np.mod((home.phase + home.x) * width + direction * pace * t, width)
         step = 2 * np.pi * t * pace / (90 * unit) + turn
@@ -116,7 +117,7 @@ def _pose(scene: Scene, home: _Layout, times_s: ArrayLike, width: int, height: i
         angle = t * pace / (50 * unit) + turn
         x, y = x + 64 * unit * np.cos(angle), 0.5 * height + 36 * unit * np.sin(angle)
     elif scene.motion == "sways":
-        reach = 46 * unit
+        reach = 40 * unit
         swing = np.sin(2 * np.pi * t * pace / (4 * reach) + turn)
         x, tilt = x + reach * swing, 0.24 * swing
     return _Pose(x, y, tilt, stretch)
@@ -125,11 +126,10 @@ def _pose(scene: Scene, home: _Layout, times_s: ArrayLike, width: int, height: i
 def _companion(scene: Scene, home: _Layout) -> _Layout:
     """Where the second mover lives: the same motion, apart in space and in phase, and nearer to the horizon."""
     radius = home.radius * _SECOND_SIZE
-    if scene.motion == "circles":
+    if scene.motion == "circles" or scene.motion in _TRAVELS:
         return _Layout(home.x, home.y, home.phase + 0.5, radius)
-    if scene.motion in ("moves left", "moves right"):
-        return _Layout(home.x, home.y, home.phase + 0.5, radius)
-    return _Layout(home.x + (0.36 if home.x < 0.5 else -0.36), home.y, home.phase + 0.2, radius)
+    lag = 0.2 if scene.motion == "bounces" else 0.0
+    return _Layout(home.x + (0.34 if home.x < 0.5 else -0.34), home.y, home.phase + lag, radius)
 
 
 def track(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192) -> NDArray[np.float64]:
@@ -144,6 +144,7 @@ def render(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192
     times = np.asarray(times_s, float)
     frames_THWC = np.empty((len(times), height, width, 3), np.uint8)
     frames_THWC[:] = still.astype(np.uint8)
+    laps = (-width, 0, width) if scene.motion in _TRAVELS else (0,)
     home = _layout(scene)
     cast = [(scene.subject, scene.colour, home)]
     if scene.second is not None:
@@ -154,7 +155,7 @@ def render(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192
             art = art[:, ::-1]
         pose = _pose(scene, layout, times, width, height)
         for k, frame_HWC in enumerate(frames_THWC):
-            for lap in (-width, 0, width):
+            for lap in laps:
                 x, y = float(pose.x[k]) + lap, float(pose.y[k])
                 _place(frame_HWC, showing, art, x, y, float(pose.tilt[k]), float(pose.stretch[k]))
     return frames_THWC
