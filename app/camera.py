@@ -1,0 +1,53 @@
+"""The viewer's camera as a source: the newest frames while they are fresh, nothing once they stop.
+
+Knows no connection and no engine.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.config import ModelConfig
+from streaming.webcam import NewestFrames
+
+FRESH_S = 2.0
+CAPACITY_FRAMES = 32
+
+
+class Camera:
+    """on_stopped: called once each time the frames of a camera that is switched on stay away."""
+
+    def __init__(self, config: ModelConfig, clock: Callable[[], float], on_stopped: Callable[[], None]) -> None:
+        self._config = config
+        self._clock = clock
+        self._on_stopped = on_stopped
+        self._frames = NewestFrames(CAPACITY_FRAMES, clock)
+        self._switched_s = 0.0
+        self._told = False
+        self.on = False
+        self.frames_seen = 0
+
+    def switch(self, on: bool) -> None:
+        self.on = on
+        self._switched_s = self._clock()
+        self._told = False
+        self._frames.clear()
+
+    def take(self, frame_HWC: np.ndarray, pts_s: float) -> None:
+        """A frame of the model's size."""
+        self.frames_seen += 1
+        if self.on:
+            self._told = False
+            self._frames.put(frame_HWC, pts_s)
+
+    def window(self) -> np.ndarray | None:
+        """The source of the next chunk, or None: the camera is off, not yet there, or has stopped."""
+        if not self.on:
+            return None
+        now_s = self._clock()
+        if self._frames.age_s(now_s) < FRESH_S:
+            return self._frames.window(self._config.frames_per_chunk, self._config.fps)
+        if not self._told and now_s - self._switched_s >= FRESH_S:
+            self._told = True
+            self._on_stopped()
+        return None

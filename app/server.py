@@ -1,0 +1,212 @@
+"""The HTTP face: page, health, info, metrics and one WebSocket per session.
+
+Owns the workers' lives: they load while the page can already be fetched, and are joined when the server ends.
+"""
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+import static
+from app.admission import Admission
+from app.config import Settings
+from app.errors import SPOKEN, AppError, error_message
+from app.lag import LagMonitor
+from app.metrics import Metrics
+from app.session import ChannelClosedError, House, PeerLike, Session, State, defaults, describe
+from app.worker import EngineFactory, default_threads
+from app.worker_client import Health, WorkerClient
+from streaming.peer import Peer
+from streaming.rates import tune_encoders
+
+log = logging.getLogger("stillstream.server")
+
+PAGES = Path(static.__file__).parent
+UNSENT_LIMIT = 256
+LAST_WORDS_S = 2.0
+LOADING = AppError("loading", "The model is being loaded.", "Wait a few seconds.")
+PACKAGES = ("stillstream", "torch", "diffusers", "aiortc", "av", "fastapi")
+
+
+class SocketChannel:
+    """A session's words on a WebSocket. Sending never waits; a page that does not read is cut off."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._unsent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(UNSENT_LIMIT)
+        self._writer = asyncio.create_task(self._write())
+
+    async def receive(self) -> str:
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise ChannelClosedError
+        # A binary message is answered like any text that is not JSON.
+        return message.get("text") or ""
+
+    def send(self, message: dict[str, Any]) -> None:
+        if self._unsent.full():
+            self._writer.cancel()
+        else:
+            self._unsent.put_nowait(message)
+
+    async def close(self) -> None:
+        """Say what is left, then hang up."""
+        if not self._unsent.full():
+            self._unsent.put_nowait(None)
+        await asyncio.wait({self._writer}, timeout=LAST_WORDS_S)
+        self._writer.cancel()
+
+    async def _write(self) -> None:
+        # Sending to a page that has gone raises; the session hears of it from receive.
+        with suppress(RuntimeError, WebSocketDisconnect):
+            try:
+                while (message := await self._unsent.get()) is not None:
+                    await self._socket.send_json(message)
+            finally:
+                await self._socket.close()
+
+
+class Stage:
+    """A server's shared parts and their lives."""
+
+    def __init__(self, settings: Settings, factory: EngineFactory, make_peer: Callable[..., PeerLike]) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.lag = LagMonitor(self.metrics.loop_lag_ms.observe)
+        self.workers = [
+            WorkerClient(
+                factory,
+                threads=settings.threads or default_threads(),
+                log_level=settings.log_level,
+                on_restart=self.metrics.worker_restarts.inc,
+            )
+            for _ in range(settings.workers)
+        ]
+        self.house: House | None = None
+        self.loaded = asyncio.Event()
+        self._make_peer = make_peer
+
+    @property
+    def health(self) -> Health:
+        healths = [worker.health for worker in self.workers]
+        if self.house is None:
+            return Health.LOADING
+        return Health.READY if Health.READY in healths else healths[0]
+
+    async def load(self) -> None:
+        """Start the workers one after the other: loading is heavy."""
+        for worker in self.workers:
+            config = await worker.start()
+        tune_encoders(config.fps, config.width, config.height)
+        self.house = House(
+            config=config,
+            admission=Admission(self.workers, self.settings.queue),
+            make_peer=self._make_peer,
+            metrics=self.metrics,
+            lag_ms=self.lag.recent_ms,
+            ice_servers=self.settings.ice_servers,
+            silent_s=self.settings.silent_s,
+            connect_s=self.settings.connect_s,
+        )
+        self.loaded.set()
+        log.info("ready: model %s, %d x %d at %d fps", config.name, config.width, config.height, config.fps)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+
+def create_app(
+    settings: Settings,
+    engine_factory: EngineFactory,
+    *,
+    make_peer: Callable[..., PeerLike] = Peer,
+    on_failure: Callable[[Exception], None] = lambda error: None,
+) -> FastAPI:
+    """on_failure: told when the model cannot be loaded; the server is of no use then."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stage = app.state.stage = Stage(settings, engine_factory, make_peer)
+        lag = asyncio.create_task(stage.lag.run())
+        loading = asyncio.create_task(_load(stage, on_failure))
+        try:
+            yield
+        finally:
+            lag.cancel()
+            loading.cancel()
+            await stage.stop()
+
+    app = FastAPI(title="Stillstream", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/static", StaticFiles(directory=PAGES), name="static")
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(PAGES / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/health")
+    async def health() -> JSONResponse:
+        now = app.state.stage.health
+        return JSONResponse({"status": now}, 200 if now is Health.READY else 503)
+
+    @app.get("/api/info")
+    async def info() -> JSONResponse:
+        house = app.state.stage.house
+        if house is None:
+            return JSONResponse(error_message(LOADING), 503)
+        return JSONResponse({"model": describe(house.config), "defaults": defaults(house.config)} | versions())
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(app.state.stage.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.websocket("/ws")
+    async def session(socket: WebSocket) -> None:
+        if not same_origin(socket.headers.get("origin"), socket.headers.get("host")):
+            log.warning("refused a WebSocket from another site")
+            await socket.close(1008)
+            return
+        await socket.accept()
+        channel = SocketChannel(socket)
+        try:
+            stage: Stage = app.state.stage
+            if stage.house is None:
+                channel.send({"kind": "state", "state": State.WAITING, "note": LOADING.message})
+                await stage.loaded.wait()
+            assert stage.house is not None, "loaded is set after the house is made"
+            await Session(stage.house, channel).run()
+        finally:
+            await channel.close()
+
+    return app
+
+
+async def _load(stage: Stage, on_failure: Callable[[Exception], None]) -> None:
+    try:
+        await stage.load()
+    except SPOKEN as error:
+        on_failure(error)
+
+
+def same_origin(origin: str | None, host: str | None) -> bool:
+    """A browser names the page's origin; another site's page must not drive this server. Tools send none."""
+    return origin is None or urlsplit(origin).netloc == host
+
+
+def versions() -> dict[str, Any]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {"versions": found}

@@ -1,0 +1,146 @@
+"""The process that owns the device, seen from inside: receive an order, make the chunk, reply.
+
+Starts with neither torch nor the engine imported, so that threads and wait policy are settled before OpenMP wakes up.
+Knows nothing of the event loop or the wire. `app.worker_client` is the same process seen from the server.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from app.errors import AppError
+from app.mailbox import Failed, Made, Order, Ready
+from app.stopwatch import Stopwatch
+from pipeline.chunk import Chunk, Controls
+from pipeline.config import ModelConfig
+from pipeline.errors import PipelineError
+
+log = logging.getLogger("stillstream.worker")
+
+Trace = Callable[[str], AbstractContextManager[None]]
+
+
+class EngineLike(Protocol):
+    """What a worker asks of `pipeline.engine.Engine`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    def warm_up(self) -> None: ...
+    def open(self, seed: int) -> Any: ...
+    def step(self, state: Any, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk: ...
+    def reset(self, state: Any, seed: int) -> None: ...
+
+
+EngineFactory = Callable[[Trace], EngineLike]
+
+
+@dataclass(frozen=True)
+class LoadEngine:
+    """The real engine's factory; it pickles, and imports torch only when called."""
+
+    model: Path | None
+    device: str
+    threads: int
+
+    def __call__(self, trace: Trace) -> EngineLike:
+        from pipeline.engine import Engine
+
+        engine: EngineLike = Engine.load(self.model, device=self.device, threads=self.threads, trace=trace)
+        return engine
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which a container or taskset can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Two threads on two cores; beyond that one core stays with the event loop and the encoder, and four is enough."""
+    cores = usable_cores()
+    return cores if cores <= 2 else min(4, cores - 1)
+
+
+def calm_openmp(threads: int) -> None:
+    """Settle OpenMP's pool. Must run before torch is imported: the libraries read these once.
+
+    Threads that spin while they wait were seen to slow a pass 10 to 100 times when another process wants the cores.
+    """
+    os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+
+
+def run_worker(line: Connection, factory: EngineFactory, threads: int, log_level: str) -> None:
+    """The worker process. Ends when the server hangs up or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    calm_openmp(threads)
+    try:
+        _serve(line, factory)
+    except (EOFError, OSError):
+        log.debug("the server hung up")
+
+
+def _serve(line: Connection, factory: EngineFactory) -> None:
+    watch = Stopwatch()
+    try:
+        engine = factory(watch.trace)
+        engine.warm_up()
+    except Exception as error:
+        line.send(_failed(error))
+        return
+    line.send(Ready(engine.config))
+
+    state: Any = None
+    while True:
+        order: Order = line.recv()
+        try:
+            watch.take()
+            started_s = time.perf_counter()
+            state = _open_or_reset(engine, state, order)
+            chunk = engine.step(state, order.controls, order.source_THWC)
+            line.send(Made(chunk, (time.perf_counter() - started_s) * 1000, watch.take()))
+        except PipelineError as error:
+            line.send(Failed(error))
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            line.send(_failed(error))
+            return  # the stream's memory may be half written: a new process is the only clean one
+
+
+def _open_or_reset(engine: EngineLike, state: Any, order: Order) -> Any:
+    if state is None:
+        return engine.open(order.controls.seed)
+    if order.fresh:
+        engine.reset(state, order.controls.seed)
+    return state
+
+
+def _failed(error: Exception) -> Failed:
+    if isinstance(error, PipelineError):
+        return Failed(error)
+    spoken = AppError(
+        "internal_error", f"The generator stopped: {type(error).__name__}.", "The server's log says more."
+    )
+    return Failed(spoken, "".join(traceback.format_exception(error)))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
