@@ -19,11 +19,12 @@ const WORDS = {
   recovering: "The generator is starting again; your stream goes on by itself.",
   closed: "The session has ended.",
 };
+const NOTED = new Set(["connecting", "waiting", "closed"]); // where the server's note adds to these words
 const DEFAULT_MODEL = { width: 320, height: 192, fps: 16 };
 
 const link = new Link(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
 const controls = new Controls();
-const view = { state: "idle", session: "", model: null, server: {}, latency_ms: null, promptId: null };
+const view = { state: "idle", session: "", model: null, server: {}, latency_ms: null, prompt: "", promptId: null, begun_ms: 0 };
 const meter = new Meter($("video"), (latency_ms) => {
   view.latency_ms = latency_ms;
   $("applied").value = `Applied in ${Math.round(latency_ms)} ms.`;
@@ -36,7 +37,7 @@ let cameraTurn = 0;
 function enter(state, note = "") {
   view.state = state;
   document.body.dataset.state = state;
-  $("status").textContent = note ? `${WORDS[state] ?? ""} ${note}`.trim() : WORDS[state];
+  $("status").textContent = NOTED.has(state) ? `${WORDS[state]} ${note}`.trim() : WORDS[state];
   const running = link.running;
   const hadFocus = [$("start"), $("stop")].includes(document.activeElement);
   $("start").hidden = running;
@@ -76,6 +77,7 @@ function begin() {
   if (!hasWebRTC()) return;
   forgive();
   controls.wishes.paused = false;
+  view.begun_ms = performance.now();
   link.start();
 }
 
@@ -87,10 +89,14 @@ function keepStill() {
   $("video").srcObject = null;
 }
 
-function sendWishes(fields) {
-  const id = link.send("controls", fields);
-  if (id === null || !("prompt" in fields)) return;
-  view.promptId = id;
+function sendPrompt(prompt) {
+  if (prompt === view.prompt) {
+    $("applied").value = "This prompt is already playing.";
+    return;
+  }
+  const id = link.send("controls", { prompt });
+  if (id === null) return; // it goes with the other wishes once there is a connection
+  Object.assign(view, { prompt, promptId: id });
   meter.sent(id);
   $("applied").value = "Sent…";
 }
@@ -102,7 +108,8 @@ on("welcome", ({ session, model, defaults }) => {
   Object.assign(view, { session, model, server: {} });
   adopt(model, defaults);
   const { prompt, ...others } = controls.wishes;
-  sendWishes(prompt ? { prompt, ...others } : others);
+  link.send("controls", prompt ? { prompt, ...others } : others);
+  view.prompt = prompt;
 });
 on("track", ({ stream }) => {
   $("video").srcObject = stream;
@@ -119,19 +126,23 @@ on("ack", ({ id, chunk }) => {
 });
 on("shown", ({ id }) => meter.shown(id));
 on("stats", (stats) => (view.server = stats));
-on("error", ({ message, next }) => complain(message, next, "server"));
+on("error", ({ message, next }) => {
+  view.prompt = ""; // perhaps it was the prompt that was refused: let it be sent again
+  complain(message, next, "server");
+});
 on("losing", keepStill);
 on("lost", ({ wait_ms, reason }) => {
   meter.clear();
-  Object.assign(view, { session: "", server: {} });
-  enter("connecting", "");
+  Object.assign(view, { session: "", server: {}, prompt: "" });
+  view.begun_ms = performance.now();
+  enter("connecting");
   $("status").textContent = `${reason} Trying again in ${Math.max(1, Math.round(wait_ms / 1000))} s…`;
 });
 on("ended", () => {
   meter.clear();
   $("video").srcObject = null;
   $("still").hidden = true;
-  Object.assign(view, { session: "", server: {} });
+  Object.assign(view, { session: "", server: {}, prompt: "" });
   $("applied").value = "";
   enter("idle");
 });
@@ -139,7 +150,8 @@ on("ended", () => {
 controls.addEventListener("change", ({ detail }) => {
   if ("prompt" in detail) forgive();
   if (!link.running && "prompt" in detail) begin();
-  else sendWishes(detail);
+  else if ("prompt" in detail) sendPrompt(detail.prompt);
+  else link.send("controls", detail);
   drawPause();
 });
 
@@ -214,7 +226,10 @@ document.addEventListener("keydown", (event) => {
 $("trouble-close").addEventListener("click", forgive);
 $("camera").addEventListener("change", () => switchCamera($("camera").checked, $("device").value));
 $("device").addEventListener("change", () => switchCamera(true, $("device").value));
-$("video").addEventListener("loadeddata", () => ($("still").hidden = true));
+$("video").addEventListener("loadeddata", () => {
+  $("still").hidden = true;
+  $("applied").value = `First picture after ${Math.round(performance.now() - view.begun_ms)} ms.`;
+});
 $("video").addEventListener("click", () => $("video").srcObject && $("video").play());
 navigator.mediaDevices?.addEventListener("devicechange", () => camera && drawDevices($("device").value));
 

@@ -1,0 +1,139 @@
+"""The whole journey of a chunk, seen from a browser: a real server, the embedded student, a real Chromium."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.e2e.running import Server
+from tests.e2e.viewer import COLUMNS, ROWS, Viewer, wait_until
+
+pytestmark = pytest.mark.e2e
+OpenPage = Callable[[], Viewer]
+
+DESERT = "a red car moves right in the desert"
+SEA = "a blue fish moves left under water"
+DARK_ROOM = "a white lantern sways in a dark room"
+
+
+def warmth(viewer: Viewer) -> float:
+    """Red minus blue over the picture: far above 0 in a desert, far below under water."""
+    picture = viewer.picture()
+    return 0.0 if picture is None else float((picture[..., 0] - picture[..., 2]).mean())
+
+
+def bright_middle(picture_HWC: np.ndarray) -> np.ndarray:
+    """Where the light is: the middle of the brightest twelfth, (x, y) from 0 to 1."""
+    light = picture_HWC.mean(-1)
+    weight = np.clip(light - np.quantile(light, 11 / 12), 0, None) + 1e-6
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    return np.array([(weight * x).sum() / COLUMNS, (weight * y).sum() / ROWS]) / weight.sum()
+
+
+def test_pressing_start_shows_frames_that_decode_and_move(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames(16)
+    first = viewer.picture()
+    assert first is not None
+    assert first.std() > 8, "the picture is flat"
+    wait_until(lambda: np.abs(viewer.picture() - first).max() > 40, "a picture that moved")
+
+
+def test_the_picture_follows_a_prompt_change_mid_stream(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.ask(DESERT)
+    wait_until(lambda: warmth(viewer) > 20, "the colours of a desert")
+    viewer.ask(SEA)
+    wait_until(lambda: warmth(viewer) < -20, "the colours of the sea")
+    wait_until(lambda: "Applied in" in viewer.page.inner_text("#applied"), "the word that the prompt was applied")
+    assert viewer.page.evaluate("window.sockets.length") == 1
+
+
+def test_the_camera_shows_up_in_the_picture_where_it_is_and_when(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.ask(DARK_ROOM)
+    viewer.wait_for_state("live")
+    viewer.page.check("#camera")
+    viewer.page.fill("#strength", "0.25")
+    seen: deque[tuple[float, np.ndarray, np.ndarray]] = deque(maxlen=60)  # time, generated, camera
+
+    def follows() -> bool:
+        """Does the light in the picture run the camera's way, later by the same time throughout?"""
+        pair = viewer.both_pictures()
+        if pair is not None:
+            seen.append((time.monotonic(), bright_middle(pair[0]), bright_middle(pair[1])))
+        if len(seen) < 30:
+            return False
+        times_s, made, camera = (np.array(column) for column in zip(*seen, strict=True))
+        for lag_s in np.arange(0.0, 2.5, 0.05):
+            late = times_s - times_s[0] >= lag_s
+            then = np.stack([np.interp(times_s[late] - lag_s, times_s, camera[:, axis]) for axis in (0, 1)], 1)
+            if late.sum() > 20 and np.ptp(then[:, 0]) > 0.4 and np.abs(then - made[late]).mean() < 0.08:
+                return True
+        return False
+
+    wait_until(follows, "a picture that follows the camera", 60, every_s=0.08)
+
+
+def test_closing_the_tab_frees_the_session(open_page: OpenPage, server: Server) -> None:
+    viewer = open_page()
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    assert server.open_sessions() == 1
+    viewer.leave()
+    wait_until(lambda: server.open_sessions() == 0, "the end of the session")
+
+
+def test_a_second_tab_waits_in_plain_words_and_streams_when_the_first_closes(open_page: OpenPage) -> None:
+    first, second = open_page(), open_page()
+    first.page.click("#start")
+    first.wait_for_state("live")
+    second.page.click("#start")
+    second.wait_for_state("waiting")
+    assert "number 1 in the queue" in second.status
+    first.leave()
+    second.wait_for_state("live")
+    second.wait_for_frames()
+
+
+def test_a_lost_connection_is_made_again_with_the_same_wishes(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.ask(SEA)
+    wait_until(lambda: warmth(viewer) < -20, "the colours of the sea")
+    viewer.page.fill("#seed", "41")
+    viewer.page.press("#seed", "Tab")
+    viewer.page.evaluate("window.sockets.at(-1).close()")
+    wait_until(lambda: "Trying again" in viewer.status, "the word that it tries again")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames()
+    wait_until(lambda: warmth(viewer) < -20, "the colours of the sea again")
+    assert viewer.page.evaluate("window.sockets.length") == 2
+    assert viewer.page.input_value("#seed") == "41"
+
+
+def test_a_killed_worker_is_replaced_and_the_stream_goes_on(open_page: OpenPage, server: Server) -> None:
+    viewer = open_page()
+    viewer.ask(DESERT)
+    wait_until(lambda: warmth(viewer) > 20, "the colours of a desert")
+    server.worker().kill()
+    wait_until(lambda: "recovering" in viewer.states, "the word that the generator starts again")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames()
+    wait_until(lambda: warmth(viewer) > 20, "the colours of a desert again")
+    assert viewer.page.evaluate("window.sockets.length") == 1
+
+
+def test_pause_rests_the_picture_and_going_on_moves_it(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames()
+    viewer.page.click("#pause")
+    viewer.wait_for_state("paused")
+    viewer.page.click("#pause")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames()
