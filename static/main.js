@@ -13,7 +13,7 @@ const $ = (id) => document.getElementById(id);
 const WORDS = {
   idle: "Ready",
   connecting: "Connecting…",
-  waiting: "The server is busy; you are waiting for a place.",
+  waiting: "Waiting for the server.",
   live: "Live",
   paused: "Paused",
   recovering: "The generator is starting again; your stream goes on by itself.",
@@ -37,7 +37,7 @@ let cameraTurn = 0;
 function enter(state, note = "") {
   view.state = state;
   document.body.dataset.state = state;
-  $("status").textContent = NOTED.has(state) ? `${WORDS[state]} ${note}`.trim() : WORDS[state];
+  say(NOTED.has(state) ? `${WORDS[state]} ${note}`.trim() : WORDS[state]);
   const running = link.running;
   const hadFocus = [$("start"), $("stop")].includes(document.activeElement);
   $("start").hidden = running;
@@ -45,6 +45,11 @@ function enter(state, note = "") {
   if (hadFocus) $(running ? "stop" : "start").focus();
   for (const id of ["pause", "reset"]) $(id).disabled = !running;
   drawPause();
+}
+
+function say(words) {
+  $("status").textContent = words;
+  $("news").textContent = words;
 }
 
 function drawPause() {
@@ -136,7 +141,7 @@ on("lost", ({ wait_ms, reason }) => {
   Object.assign(view, { session: "", server: {}, prompt: "" });
   view.begun_ms = performance.now();
   enter("connecting");
-  $("status").textContent = `${reason} Trying again in ${Math.max(1, Math.round(wait_ms / 1000))} s…`;
+  say(`${reason} Trying again in ${Math.max(1, Math.round(wait_ms / 1000))} s…`);
 });
 on("ended", () => {
   meter.clear();
@@ -188,7 +193,7 @@ async function switchCamera(wanted, deviceId = "") {
 async function drawDevices(current) {
   const cameras = await listCameras();
   $("device").replaceChildren(...cameras.map(({ deviceId, label }) => new Option(label, deviceId, false, deviceId === current)));
-  $("device-row").hidden = cameras.length < 2;
+  $("device-row").hidden = cameras.length === 0;
 }
 
 // --- buttons and keys ----------------------------------------------------------------------------------------------
@@ -244,6 +249,19 @@ function adopt(model, defaults) {
   if (model?.width) document.documentElement.style.setProperty("--aspect", String(model.width / model.height));
 }
 
+/** Asks for the model before there is a session, so that its examples can be seen. It may still be loading. */
+async function introduce() {
+  if (view.model) return;
+  try {
+    const answer = await fetch("/api/info");
+    if (!answer.ok) throw new Error(answer.statusText);
+    const { model, defaults } = await answer.json();
+    if (!view.model) adopt(model, defaults);
+  } catch {
+    setTimeout(introduce, 3000); // only the examples are missing until then; Start says what is wrong
+  }
+}
+
 // --- first sight ---------------------------------------------------------------------------------------------------
 
 enter("idle");
@@ -251,7 +269,4 @@ if (!hasWebRTC()) {
   $("start").disabled = true;
   complain("This browser cannot receive live video (it has no WebRTC).", "Open the page in a current Chrome, Edge, Firefox or Safari.");
 }
-fetch("/api/info")
-  .then((answer) => (answer.ok ? answer.json() : {}))
-  .then(({ model, defaults }) => link.running || adopt(model, defaults))
-  .catch(() => {}); // only the examples are missing then; Start says what is wrong
+introduce();

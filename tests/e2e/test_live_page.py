@@ -13,9 +13,9 @@ from tests.e2e.viewer import COLUMNS, ROWS, Viewer, wait_until
 pytestmark = pytest.mark.e2e
 OpenPage = Callable[[], Viewer]
 
-DESERT = "a red car moves right in the desert"
+DESERT = "a red ball moves right in the desert"
 SEA = "a blue fish moves left under water"
-DARK_ROOM = "a white lantern sways in a dark room"
+DARK_ROOM = "a white box sways in a dark room"
 
 
 def warmth(viewer: Viewer) -> float:
@@ -94,7 +94,8 @@ def test_a_second_tab_waits_in_plain_words_and_streams_when_the_first_closes(ope
     first.wait_for_state("live")
     second.page.click("#start")
     second.wait_for_state("waiting")
-    assert "number 1 in the queue" in second.status
+    wait_until(lambda: "number 1 in the queue" in second.status, "the place in the queue")
+    wait_until(lambda: "places are taken" in second.trouble, "the word that the server is busy")
     first.leave()
     second.wait_for_state("live")
     second.wait_for_frames()
@@ -134,6 +135,82 @@ def test_pause_rests_the_picture_and_going_on_moves_it(open_page: OpenPage) -> N
     viewer.wait_for_frames()
     viewer.page.click("#pause")
     viewer.wait_for_state("paused")
+    wait_until(viewer.rests, "a picture at rest")
     viewer.page.click("#pause")
     viewer.wait_for_state("live")
     viewer.wait_for_frames()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }",
+            "may not",
+        ),
+        (
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotFoundError') }",
+            "No camera",
+        ),
+        (
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotReadableError') }",
+            "busy",
+        ),
+        ("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })", "cannot use a camera"),
+    ],
+)
+def test_a_camera_that_cannot_be_used_is_explained(open_page: OpenPage, change: str, words: str) -> None:
+    viewer = open_page()
+    viewer.page.evaluate(f"() => {{ {change} }}")
+    viewer.page.click(".switch:has(#camera)")
+    wait_until(lambda: words in viewer.trouble, words)
+    assert not viewer.page.is_checked("#camera")
+
+
+def test_a_browser_without_webrtc_is_told_so(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.add_init_script("delete window.RTCPeerConnection")
+    viewer.page.reload()
+    wait_until(lambda: "no WebRTC" in viewer.trouble, "the word that there is no WebRTC")
+    assert viewer.page.is_disabled("#start")
+
+
+def test_a_refused_message_is_shown_in_the_server_s_words(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    viewer.page.evaluate('window.sockets[0].send(\'{"kind": "controls", "id": 900, "strength": 7}\')')
+    wait_until(lambda: "strength" in viewer.trouble, "the server's answer")
+    assert "{" not in viewer.trouble
+    viewer.wait_for_frames()
+
+
+def test_the_page_is_used_from_the_keyboard_alone(open_page: OpenPage) -> None:
+    viewer = open_page()
+    keyboard, page = viewer.page.keyboard, viewer.page
+    keyboard.press("/")
+    keyboard.press("Control+A")
+    keyboard.type(SEA)
+    keyboard.press("Enter")
+    viewer.wait_for_state("live")
+    keyboard.press("Control+A")
+    keyboard.press("Delete")
+    keyboard.press("ArrowUp")
+    assert page.input_value("#prompt") == SEA
+    keyboard.press("Escape")
+    keyboard.press("i")
+    wait_until(lambda: "fps of 16" in page.inner_text("#overlay"), "the figures")
+    keyboard.press("?")
+    assert page.is_visible("#help")
+    keyboard.press("Escape")
+    keyboard.press("s")
+    viewer.wait_for_state("idle")
+
+
+def test_nothing_sticks_out_on_a_narrow_phone(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.set_viewport_size({"width": 360, "height": 740})
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    viewer.page.keyboard.press("i")
+    assert viewer.page.evaluate("document.documentElement.scrollWidth") == 360

@@ -89,6 +89,11 @@ class Viewer:
         return self.page.inner_text("#status")
 
     @property
+    def trouble(self) -> str:
+        """What the page says is wrong; empty when nothing is."""
+        return self.page.inner_text("#trouble") if self.page.is_visible("#trouble") else ""
+
+    @property
     def frames_seen(self) -> int:
         return int(self.page.evaluate("document.getElementById('video').getVideoPlaybackQuality().totalVideoFrames"))
 
@@ -105,6 +110,13 @@ class Viewer:
         made, camera = (np.array(flat, np.float32).reshape(ROWS, COLUMNS, 4)[..., :3] for flat in pair)
         return made, camera
 
+    def rests(self) -> bool:
+        """Whether the picture is the same after a moment in which a stream would have shown several frames."""
+        before = self.picture()
+        time.sleep(0.4)
+        after = self.picture()
+        return before is not None and after is not None and bool(np.abs(after - before).mean() < 0.5)
+
     def wait_for_state(self, state: str, limit_s: float = 60.0) -> None:
         def look() -> bool:
             return self.state == state
@@ -112,7 +124,7 @@ class Viewer:
         try:
             wait_until(look, f"state {state}", limit_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}; status: {self.status}; {self.page.inner_text('#trouble')}") from None
+            raise AssertionError(f"{error}; status: {self.status}; {self.trouble}") from None
 
     def wait_for_frames(self, count: int = 8) -> None:
         """Until `count` more frames have been decoded."""
