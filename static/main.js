@@ -7,7 +7,7 @@
 import { Controls } from "./controls.js";
 import { Link, hasWebRTC } from "./peer.js";
 import { Meter, drawOverlay } from "./stats.js";
-import { CameraError, listCameras, openCamera, shrinkFor } from "./webcam.js";
+import { Webcam } from "./webcam.js";
 
 const $ = (id) => document.getElementById(id);
 const WORDS = {
@@ -20,17 +20,24 @@ const WORDS = {
   closed: "The session has ended.",
 };
 const NOTED = new Set(["connecting", "waiting", "closed"]); // where the server's note adds to these words
-const DEFAULT_MODEL = { width: 320, height: 192, fps: 16 };
 
 const link = new Link(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
 const controls = new Controls();
-const view = { state: "idle", session: "", model: null, server: {}, latency_ms: null, prompt: "", promptId: null, begun_ms: 0 };
+const webcam = new Webcam();
+const view = {
+  state: "idle",
+  session: "",
+  model: null,
+  server: {}, // the newest `stats`
+  prompt: "", // the prompt that the server has
+  promptId: null,
+  begun_ms: 0,
+  latency_ms: null,
+};
 const meter = new Meter($("video"), (latency_ms) => {
   view.latency_ms = latency_ms;
   $("applied").value = `Applied in ${Math.round(latency_ms)} ms.`;
 });
-let camera = null;
-let cameraTurn = 0;
 
 // --- what is said and seen -----------------------------------------------------------------------------------------
 
@@ -119,7 +126,8 @@ on("welcome", ({ session, model, defaults }) => {
 on("track", ({ stream }) => {
   $("video").srcObject = stream;
   $("video").play().catch((error) => {
-    if (error.name === "NotAllowedError") complain("The browser holds the video back.", "Press the picture to play it.");
+    if (error.name !== "NotAllowedError") return;
+    complain("The browser holds the video back.", "Press the picture to play it.");
   });
 });
 on("state", ({ state, note }) => {
@@ -162,39 +170,11 @@ controls.addEventListener("change", ({ detail }) => {
 
 // --- the camera ----------------------------------------------------------------------------------------------------
 
-async function switchCamera(wanted, deviceId = "") {
-  const turn = ++cameraTurn;
-  camera?.getTracks().forEach((track) => track.stop());
-  camera = null;
-  try {
-    const model = view.model ?? DEFAULT_MODEL;
-    const opened = wanted ? await openCamera({ ...model, deviceId }) : null;
-    if (turn !== cameraTurn) return opened?.getTracks().forEach((track) => track.stop());
-    camera = opened;
-  } catch (error) {
-    if (!(error instanceof CameraError)) throw error;
-    if (turn !== cameraTurn) return;
-    complain(error.message, error.next);
-  }
-  const track = camera?.getVideoTracks()[0] ?? null;
-  $("camera").checked = Boolean(track);
-  $("selfview").srcObject = camera;
-  $("selfview").hidden = !track;
-  await link.setCamera(track, track ? shrinkFor(track, view.model ?? DEFAULT_MODEL) : 1);
+webcam.addEventListener("trouble", ({ detail }) => complain(detail.message, detail.next));
+webcam.addEventListener("change", async ({ detail: { track } }) => {
+  await link.setCamera(track, webcam.shrink);
   if (controls.wishes.camera !== Boolean(track)) controls.set({ camera: Boolean(track) });
-  if (!track) return;
-  track.addEventListener("ended", () => {
-    complain("The camera stopped.", "Plug it in again or choose another, then switch it on.");
-    switchCamera(false);
-  });
-  await drawDevices(track.getSettings().deviceId);
-}
-
-async function drawDevices(current) {
-  const cameras = await listCameras();
-  $("device").replaceChildren(...cameras.map(({ deviceId, label }) => new Option(label, deviceId, false, deviceId === current)));
-  $("device-row").hidden = cameras.length === 0;
-}
+});
 
 // --- buttons and keys ----------------------------------------------------------------------------------------------
 
@@ -202,7 +182,7 @@ const actions = {
   s: toggleStream,
   p: () => link.running && controls.set({ paused: !controls.wishes.paused }),
   r: () => link.send("reset"),
-  c: () => switchCamera(!camera),
+  c: () => webcam.toggle(),
   i: () => {
     $("overlay").hidden = !$("overlay").hidden;
     $("figures").setAttribute("aria-pressed", String(!$("overlay").hidden));
@@ -229,14 +209,11 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 $("trouble-close").addEventListener("click", forgive);
-$("camera").addEventListener("change", () => switchCamera($("camera").checked, $("device").value));
-$("device").addEventListener("change", () => switchCamera(true, $("device").value));
 $("video").addEventListener("loadeddata", () => {
   $("still").hidden = true;
   $("applied").value = `First picture after ${Math.round(performance.now() - view.begun_ms)} ms.`;
 });
 $("video").addEventListener("click", () => $("video").srcObject && $("video").play());
-navigator.mediaDevices?.addEventListener("devicechange", () => camera && drawDevices($("device").value));
 
 async function measure() {
   const seen = meter.read(await link.report());
@@ -246,6 +223,7 @@ setInterval(measure, 1000);
 
 function adopt(model, defaults) {
   controls.adopt(model, defaults);
+  if (model) webcam.wanted = model;
   if (model?.width) document.documentElement.style.setProperty("--aspect", String(model.width / model.height));
 }
 
@@ -267,6 +245,9 @@ async function introduce() {
 enter("idle");
 if (!hasWebRTC()) {
   $("start").disabled = true;
-  complain("This browser cannot receive live video (it has no WebRTC).", "Open the page in a current Chrome, Edge, Firefox or Safari.");
+  complain(
+    "This browser cannot receive live video (it has no WebRTC).",
+    "Open the page in a current Chrome, Edge, Firefox or Safari.",
+  );
 }
 introduce();

@@ -14,7 +14,8 @@ const SILENCE_MS = 15_000;
 const MEDIA_GRACE_MS = 5_000;
 const CAMERA_BITS_PER_S = 900_000;
 
-export const hasWebRTC = () => typeof RTCPeerConnection === "function" && "addTransceiver" in RTCPeerConnection.prototype;
+export const hasWebRTC = () =>
+  typeof RTCPeerConnection === "function" && "addTransceiver" in RTCPeerConnection.prototype;
 
 export class Link extends EventTarget {
   #url;
@@ -98,8 +99,10 @@ export class Link extends EventTarget {
       this.#release();
     }
     this.#emit(message.kind, message);
-    const step = { welcome: () => this.#offer(message), answer: () => this.#accept(message), candidate: () => this.#add(message) };
-    step[message.kind]?.().catch((error) => this.#lose(`The video connection could not be made (${error.name}).`));
+    const steps = { welcome: this.#offer, answer: this.#accept, candidate: this.#add };
+    steps[message.kind]
+      ?.call(this, message)
+      .catch((error) => this.#lose(`The video connection could not be made (${error.name}).`));
     if (message.kind === "error" && message.fatal) this.#emit("ended", {});
   }
 
@@ -116,7 +119,7 @@ export class Link extends EventTarget {
     peer.ontrack = ({ track }) => this.#emit("track", { stream: new MediaStream([track]) });
     peer.onicecandidate = ({ candidate }) => {
       if (peer !== this.#peer) return;
-      const { candidate: line, sdpMid, sdpMLineIndex } = candidate ?? { candidate: null, sdpMid: null, sdpMLineIndex: null };
+      const { candidate: line, sdpMid = null, sdpMLineIndex = null } = candidate ?? {};
       this.#say({ kind: "candidate", candidate: line || null, sdpMid, sdpMLineIndex });
     };
     peer.onconnectionstatechange = () => peer === this.#peer && this.#watchMedia(peer.connectionState);

@@ -58,7 +58,7 @@ export class Meter {
   read(report) {
     const entries = [...report.values()];
     const inbound = entries.find(({ type, kind }) => type === "inbound-rtp" && kind === "video");
-    const pair = entries.find(({ type, nominated, state }) => type === "candidate-pair" && nominated && state === "succeeded");
+    const pair = entries.find(({ type, nominated }) => type === "candidate-pair" && nominated);
     const now_ms = performance.now();
     this.#times_ms = this.#times_ms.filter((time_ms) => now_ms - time_ms < WINDOW_MS);
     const before = this.#last;

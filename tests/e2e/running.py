@@ -56,7 +56,7 @@ def serving(log_path: Path) -> Iterator[Server]:
     def ready() -> bool:
         assert process.poll() is None, f"the server ended early:\n{log_path.read_text()}"
         try:
-            return server.health()["status"] == "ready"
+            return bool(server.health()["status"] == "ready")
         except OSError:
             return False
 

@@ -29,7 +29,8 @@ def bright_middle(picture_HWC: np.ndarray) -> np.ndarray:
     light = picture_HWC.mean(-1)
     weight = np.clip(light - np.quantile(light, 11 / 12), 0, None) + 1e-6
     y, x = np.mgrid[:ROWS, :COLUMNS]
-    return np.array([(weight * x).sum() / COLUMNS, (weight * y).sum() / ROWS]) / weight.sum()
+    middle: np.ndarray = np.array([(weight * x).sum() / COLUMNS, (weight * y).sum() / ROWS]) / weight.sum()
+    return middle
 
 
 def test_pressing_start_shows_frames_that_decode_and_move(open_page: OpenPage) -> None:
