@@ -19,7 +19,9 @@ from streaming.errors import WireError
 from streaming.frames import Frame
 from streaming.tracks import OutgoingTrack
 
-CODECS = ("video/H264", "video/VP8", "video/rtx")
+# At equal quality libvpx takes a quarter to a half of the time of aiortc's x264 settings (2 ms against 4 to 7 for a
+# 320x192 frame), and the generator wants the same cores. Each is taken when the browser has no other.
+CODECS = ("video/VP8", "video/H264", "video/rtx")
 CONNECT_S = 20.0
 CANDIDATE_LIMIT = 64
 

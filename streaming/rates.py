@@ -21,10 +21,10 @@ class Rates:
 
 
 def rates_for(fps: float, width: int, height: int) -> Rates:
-    """Picture quality first: 1.5 Mbit/s at 320x192 and 16 fps, growing a little slower than the pixel rate."""
+    """Picture quality first: 1.2 Mbit/s at 320x192 and 16 fps (43 dB or more), growing slower than the pixel rate."""
     # Neighbouring pixels of a larger picture resemble each other more, so bits per pixel may fall.
-    scale = (width * height * fps / (PIXELS_320x192 * 16)) ** 0.85
-    start_bps = max(1_200_000, round(1_500_000 * scale))
+    scale = (width * height * fps / (PIXELS_320x192 * 16)) ** 0.75
+    start_bps = max(1_200_000, round(1_200_000 * scale))
     return Rates(start_bps, start_bps // 2, start_bps * 2)
 
 

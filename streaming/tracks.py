@@ -31,6 +31,7 @@ class OutgoingTrack(MediaStreamTrack):  # type: ignore[misc]
         self.on_shown: Callable[[Any], None] | None = None
         self.frames_shown = 0
         self.frames_dropped = 0
+        self._fps = fps
         self._pacer = pacer or Pacer(fps)
         # A tag sits in a tuple, so that None is a tag like any other.
         self._frames: deque[tuple[Frame, tuple[Any] | None]] = deque()
@@ -46,7 +47,8 @@ class OutgoingTrack(MediaStreamTrack):  # type: ignore[misc]
     async def put(self, frames_THWC: Frame, tag: Any = None) -> None:
         """Queue frames once all of them fit. A flush meanwhile drops them: they are as old as the queued ones.
 
-        More frames than the buffer holds wait until it is empty.
+        More frames than the buffer holds wait until it is empty. A stopped track swallows frames at its rate, so
+        that a producer that has not heard of the end does not spin.
         """
         count = len(frames_THWC)
         flushes = self._flushes
@@ -62,6 +64,7 @@ class OutgoingTrack(MediaStreamTrack):  # type: ignore[misc]
             return
         if self.readyState != "live":
             self.frames_dropped += count
+            await asyncio.sleep(count / self._fps)
             return
         for index, frame in enumerate(frames_THWC):
             self._frames.append((frame, (tag,) if index == 0 else None))

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -186,11 +187,11 @@ async def test_stats_tell_what_was_sent(closing: list[Any]) -> None:
     assert stats["bitrate_kbps"] > 100
 
 
-async def test_h264_is_chosen_when_both_sides_have_it(closing: list[Any]) -> None:
+async def test_the_cheaper_codec_is_chosen_when_both_sides_have_both(closing: list[Any]) -> None:
     server, viewer = Server(), Viewer()
     closing += [server.peer, viewer]
     answer_sdp = await server.peer.answer(await viewer.offer())
-    assert answer_sdp.index("H264/90000") < answer_sdp.index("VP8/90000")
+    assert answer_sdp.index("VP8/90000") < answer_sdp.index("H264/90000")
 
 
 async def test_a_trickled_candidate_connects_an_offer_that_named_none(closing: list[Any]) -> None:
@@ -221,6 +222,22 @@ async def test_an_offer_that_cannot_be_used_is_explained_and_a_better_one_still_
     await viewer.accept(await server.peer.answer(good))
     await until(lambda: "connected" in server.states)
     assert await refusal(server, good) == "offer_unexpected"
+
+
+async def test_a_damaged_offer_raises_nothing_but_wire_errors() -> None:
+    viewer = Viewer()
+    good = await viewer.offer()
+    lines = good.splitlines()
+    for index in range(len(lines)):
+        for damaged in (
+            [*lines[:index], *lines[index + 1 :]],
+            [*lines[:index], lines[index][:-3], *lines[index + 1 :]],
+        ):
+            server = Server()
+            with suppress(WireError):
+                await server.peer.answer("\r\n".join(damaged) + "\r\n")
+            await server.peer.close()
+    await viewer.close()
 
 
 @pytest.mark.parametrize(
