@@ -53,7 +53,6 @@ def _encoder(config: CodecConfig) -> nn.Sequential:
         nn.Conv2d(4 * middle, wide, 1),
         Residual(wide),
         Residual(wide),
-        ChannelNorm(wide),
         nn.Conv2d(wide, config.latent_channels, 1),
     )
 
@@ -75,7 +74,6 @@ def _decoder(config: CodecConfig) -> nn.Sequential:
         nn.PixelShuffle(2),
         Residual(narrow),
         Residual(narrow),
-        ChannelNorm(narrow),
         nn.Conv2d(narrow, 3 * config.frames * patch * patch, 3, padding=1),
         nn.PixelShuffle(patch),
     )

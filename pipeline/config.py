@@ -15,8 +15,8 @@ class StudentConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 4
     attention_head_dim: int = 48
-    in_channels: int = 16
-    out_channels: int = 16
+    in_channels: int = 32
+    out_channels: int = 32
     text_dim: int = 128
     freq_dim: int = 256
     ffn_dim: int = 768
@@ -31,7 +31,7 @@ class StudentConfig:
 class CodecConfig:
     """Shape of the pocket autoencoder. One latent frame carries `frames` pictures."""
 
-    latent_channels: int = 16
+    latent_channels: int = 32
     spatial_stride: int = 16
     frames: int = 4
     widths: tuple[int, int, int] = (48, 96, 192)

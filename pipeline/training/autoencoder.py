@@ -57,13 +57,52 @@ def batches(dataset: Dataset[Tensor], batch: int, step: int) -> Iterator[Tensor]
     return iter(loader)
 
 
+@torch.no_grad()
+def start_from_principal_components(codec: PocketCodec, frames_BTCHW: Tensor) -> None:
+    """Set the resampling layers so that the untrained codec is a chain of principal component projections.
+
+    The residual branches are zero at the start, so encoder and decoder are linear; from this start training goes
+    straight to detail, where a random one spends its first thousand steps on finding the colours.
+    """
+
+    def project(layer: nn.Module, features_BCHW: Tensor) -> Tensor:
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        flat = features_BCHW.movedim(1, -1).flatten(0, -2).double()
+        vectors = torch.linalg.eigh(flat.T @ flat).eigenvectors.flip(1)[:, : layer.out_channels].T.float()
+        layer.weight.copy_(vectors[:, :, None, None])
+        layer.bias.zero_()
+        return vectors
+
+    features = frames_BTCHW.unflatten(1, (-1, codec.config.frames)).flatten(0, 1).flatten(1, 2)
+    found = []
+    for layer in codec.encoder:
+        if isinstance(layer, nn.Conv2d):
+            found.append(project(layer, features))
+        features = layer(features)
+    mean, deviation = features.mean((0, 2, 3)), features.std((0, 2, 3))
+    backward = [layer for layer in codec.decoder if isinstance(layer, nn.Conv2d)]
+    for layer, vectors in zip(backward, reversed(found), strict=True):
+        assert layer.bias is not None
+        layer.weight.mul_(0.1)
+        layer.bias.zero_()
+        middle = layer.kernel_size[0] // 2
+        layer.weight[:, :, middle, middle] = 0
+        layer.weight[:, : len(vectors), middle, middle] = vectors.T
+    # The decoder reads latents of unit deviation around zero.
+    vectors = found[-1]
+    middle = backward[0].kernel_size[0] // 2
+    backward[0].weight[:, : len(vectors), middle, middle] = vectors.T * deviation
+    assert backward[0].bias is not None
+    backward[0].bias.copy_(vectors.T @ mean)
+    codec.normalise.running_mean.copy_(mean)  # type: ignore[union-attr]
+    codec.normalise.running_var.copy_(deviation.square())  # type: ignore[union-attr]
+
+
 def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
     """L1 plus a squared term on pixels, and L1 on differences across x, y and t: sharp edges and a quiet background."""
     error = made - real
-    across = (
-        error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean() + error.diff(dim=1).abs().mean()
-    )
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * across
+    across = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean() + error.diff(dim=1).abs().mean()
+    return error.abs().mean() + 4 * error.square().mean() + 0.25 * across
 
 
 def train_autoencoder(
@@ -73,6 +112,8 @@ def train_autoencoder(
     codec = PocketCodec(config.codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer("autoencoder", folder, codec, settings)
     stream = batches(Crops(config, seed, generic_share=0.35), batch, trainer.step)
+    if trainer.step == 0:
+        start_from_principal_components(codec, torch.stack([pixels_to_frames(clip) for clip in next(stream)]))
     codec.train()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -92,9 +133,7 @@ def train_autoencoder(
         real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])[:8]
         with torch.no_grad():
             made = average.decode(average.encode(real))
-        rows = [
-            [frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(8)
-        ]
+        rows = [[frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(8)]
         write_sheet(folder / "sample.png", [[frame for clip in row for frame in clip] for row in rows])
 
     trainer.fit(loss, sample)

@@ -1,0 +1,85 @@
+"""Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.sampler import mix
+from pipeline.student import Student
+from pipeline.text import TextEncoder
+from pipeline.training.clips import CHUNKS, Clips
+from pipeline.training.forcing import teacher_forced
+from pipeline.training.loop import StageSettings, Trainer
+
+NO_CAPTION_SHARE = 0.1
+PAST_NOISE = 0.25
+
+
+class Denoiser(nn.Module):
+    """The transformer and its text encoder: what teacher and student are made of."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.text = TextEncoder(config.text, config.student.text_dim)
+        self.student = Student(config.student)
+        blocks = self.student.model.blocks
+        for block in blocks:  # residual branches start small: a few layers train faster so
+            nn.init.zeros_(block.attn1.to_out[0].weight)
+            nn.init.zeros_(block.attn2.to_out[0].weight)
+        nn.init.zeros_(self.student.model.proj_out.weight)
+
+
+def noised_past(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """The past as the student will really see it: slightly wrong. Half of the clips stay clean."""
+    size = torch.rand(len(clean), 1, 1, 1, 1, generator=generator) * PAST_NOISE
+    size = size * (torch.rand(size.shape, generator=generator) < 0.5)
+    return mix(clean, torch.randn(clean.shape, generator=generator), size)
+
+
+def drop_captions(prompts: list[str], generator: torch.Generator) -> list[str]:
+    """Whole clips lose their caption, for guidance."""
+    keep = torch.rand(len(prompts) // CHUNKS, generator=generator) >= NO_CAPTION_SHARE
+    return [prompt if keep[index // CHUNKS] else "" for index, prompt in enumerate(prompts)]
+
+
+def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
+    """A value per chunk -> broadcastable over the latents of its frames."""
+    return values_BK.repeat_interleave(config.chunk, 1)[:, :, None, None, None]
+
+
+def train_teacher(
+    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 16
+) -> Denoiser:
+    torch.manual_seed(2)
+    teacher = Denoiser(config)
+    trainer = Trainer("teacher", folder, teacher, settings)
+    teacher.train()
+    shift = config.sampler.shift
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(step)
+        clean, prompts = clips.batch(step, batch)
+        position = torch.sigmoid(torch.randn(batch, CHUNKS, generator=generator) * 1.2)
+        sigmas = shift * position / (1 + (shift - 1) * position)
+        noise = torch.randn(clean.shape, generator=generator)
+        tokens = teacher.text.tokenize(drop_captions(prompts, generator))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            text = teacher.student.text_kv(teacher.text(tokens))
+            noisy = mix(clean, noise, per_frame(sigmas, config))
+            past = noised_past(clean, generator)
+            flow = teacher_forced(teacher.student, past, noisy, sigmas, text, config).float()
+        error = (flow - (noise - clean)).square().mean((2, 3, 4))
+        first = error[:, : config.chunk].mean().item()
+        return error.mean(), {"first": first, "last": error[:, -config.chunk :].mean().item()}
+
+    trainer.fit(loss)
+    return average(config, trainer)
+
+
+def average(config: ModelConfig, trainer: Trainer) -> Denoiser:
+    """The EMA weights, frozen."""
+    made = Denoiser(config)
+    made.load_state_dict(trainer.ema.values)
+    return made.eval().requires_grad_(False)
