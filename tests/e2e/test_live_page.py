@@ -106,14 +106,19 @@ def test_a_lost_connection_is_made_again_with_the_same_wishes(open_page: OpenPag
     viewer = open_page()
     viewer.ask(SEA)
     wait_until(lambda: warmth(viewer) < -20, "the colours of the sea")
+    viewer.page.keyboard.press("Escape")
+    viewer.page.keyboard.press("i")
     viewer.page.fill("#seed", "41")
     viewer.page.press("#seed", "Tab")
+    viewer.page.check("#camera")
+    wait_until(lambda: viewer.camera_fps > 0, "camera frames at the server")
     viewer.page.evaluate("window.sockets.at(-1).close()")
     wait_until(lambda: "Trying again" in viewer.status, "the word that it tries again")
     viewer.wait_for_state("live")
     viewer.wait_for_frames()
-    wait_until(lambda: warmth(viewer) < -20, "the colours of the sea again")
+    wait_until(lambda: viewer.camera_fps > 0, "camera frames at the server again")
     assert viewer.page.evaluate("window.sockets.length") == 2
+    assert viewer.page.input_value("#prompt") == SEA
     assert viewer.page.input_value("#seed") == "41"
 
 
@@ -143,29 +148,23 @@ def test_pause_rests_the_picture_and_going_on_moves_it(open_page: OpenPage) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }",
-            "may not",
-        ),
-        (
-            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotFoundError') }",
-            "No camera",
-        ),
-        (
-            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotReadableError') }",
-            "busy",
-        ),
-        ("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })", "cannot use a camera"),
-    ],
+    ("name", "words"),
+    [("NotAllowedError", "may not"), ("NotFoundError", "No camera"), ("NotReadableError", "busy")],
 )
-def test_a_camera_that_cannot_be_used_is_explained(open_page: OpenPage, change: str, words: str) -> None:
+def test_a_camera_that_does_not_open_is_explained(open_page: OpenPage, name: str, words: str) -> None:
     viewer = open_page()
-    viewer.page.evaluate(f"() => {{ {change} }}")
+    refuse = "(name) => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', name); }; }"
+    viewer.page.evaluate(refuse, name)
     viewer.page.click(".switch:has(#camera)")
     wait_until(lambda: words in viewer.trouble, words)
     assert not viewer.page.is_checked("#camera")
+
+
+def test_a_browser_without_cameras_is_told_so(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    viewer.page.click(".switch:has(#camera)")
+    wait_until(lambda: "cannot use a camera" in viewer.trouble, "the word that there are no cameras")
 
 
 def test_a_browser_without_webrtc_is_told_so(open_page: OpenPage) -> None:

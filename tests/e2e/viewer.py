@@ -89,6 +89,13 @@ class Viewer:
         return self.page.inner_text("#status")
 
     @property
+    def camera_fps(self) -> float:
+        """The figure in the overlay, which has to be open; 0 while there is none."""
+        rows = self.page.inner_text("#overlay").splitlines()
+        figure = rows[rows.index("Camera") + 1] if "Camera" in rows else ""
+        return float(figure.split()[0]) if figure.endswith("fps") else 0.0
+
+    @property
     def trouble(self) -> str:
         """What the page says is wrong; empty when nothing is."""
         return self.page.inner_text("#trouble") if self.page.is_visible("#trouble") else ""
