@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
-from aiortc.exceptions import InvalidStateError, OperationError
+from aiortc.exceptions import OperationError
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from streaming.camera import read_camera
@@ -58,6 +58,7 @@ class Peer:
         self._state = "new"
         self._candidates: list[Any] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answering: asyncio.Task[str] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._measured = (time.monotonic(), 0)
 
@@ -67,18 +68,14 @@ class Peer:
         Raises WireError (`sdp_invalid`, `sdp_without_video`, `no_common_codec`, `offer_unexpected`). After an
         offer that cannot be used the peer waits for a better one.
         """
-        if self._connection is not None or self._closing is not None:
+        busy = self._answering is not None and not self._answering.done()
+        if busy or self._connection is not None or self._closing is not None:
             raise WireError("offer_unexpected", "This connection already had its offer.", "Connect again.")
         _check_offer(offer_sdp)
-        connection = self._connection = RTCPeerConnection(self._configuration)
-        connection.on("connectionstatechange", self._follow_state)
-        try:
-            return await self._negotiate(connection, offer_sdp)
-        except BaseException:
-            self._connection = None
-            connection.remove_all_listeners()
-            await connection.close()
-            raise
+        # Sockets that are being gathered would leak if this were cut short, so it runs to its end, even when the
+        # caller is cancelled; close() waits for it.
+        self._answering = asyncio.create_task(self._answer(offer_sdp))
+        return await asyncio.shield(self._answering)
 
     async def add_candidate(self, candidate: Mapping[str, Any] | None) -> None:
         """Take one of the browser's ICE candidates, before or after its offer; None ends them.
@@ -121,26 +118,37 @@ class Peer:
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 1),
         }
 
+    async def _answer(self, offer_sdp: str) -> str:
+        connection = self._connection = RTCPeerConnection(self._configuration)
+        connection.on("connectionstatechange", self._follow_state)
+        try:
+            return await self._negotiate(connection, offer_sdp)
+        except BaseException:
+            self._connection = None
+            connection.remove_all_listeners()
+            await connection.close()
+            raise
+
     async def _negotiate(self, connection: Any, offer_sdp: str) -> str:
         transceiver = connection.addTransceiver(self.track, direction="sendrecv")
         known = RTCRtpSender.getCapabilities("video").codecs
         transceiver.setCodecPreferences([c for name in CODECS for c in known if c.mimeType == name])
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer_sdp, "offer"))
+            for other in connection.getTransceivers():
+                # Nobody would read its frames, and their queue has no bound.
+                if other is not transceiver:
+                    other.direction = "inactive"
+            answer = await connection.createAnswer()
         except OperationError:
             raise WireError(
                 "no_common_codec", "The offer has neither H.264 nor VP8 video.", "Use a browser with one of them."
             ) from None
         except (ValueError, KeyError, AttributeError) as error:
             raise _sdp_invalid() from error
-        for other in connection.getTransceivers():
-            # Nobody would read its frames, and their queue has no bound.
-            if other is not transceiver:
-                other.direction = "inactive"
-        try:
-            await connection.setLocalDescription(await connection.createAnswer())
-        except InvalidStateError:
-            raise WireError("offer_unexpected", "The connection was closed.", "Connect again.") from None
+        await connection.setLocalDescription(answer)
+        if self._closing is not None:
+            raise WireError("offer_unexpected", "The connection was closed.", "Connect again.")
         self._sender = transceiver.sender
         if transceiver.receiver.track is not None:
             self._spawn(read_camera(transceiver.receiver.track, self._on_frame, self._camera_size))
@@ -183,6 +191,8 @@ class Peer:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        if self._answering is not None:
+            await asyncio.wait([self._answering])
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
             await self._connection.close()

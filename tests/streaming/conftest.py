@@ -3,9 +3,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from aiortc.codecs import h264, vpx
+from hypothesis import HealthCheck, settings
 
 from streaming.rates import tune_encoders
 from tests.streaming.viewer import FPS, HEIGHT, WIDTH
+
+# A busy machine is slow; that is no failure of what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture

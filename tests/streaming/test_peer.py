@@ -165,13 +165,15 @@ async def test_closing_while_connecting_leaves_no_task() -> None:
     assert server.states[-1] == "closed"
 
 
-async def test_closing_while_answering_leaves_no_task() -> None:
+@pytest.mark.parametrize("turns", range(0, 12, 2))
+async def test_closing_while_answering_leaves_no_task(turns: int) -> None:
     server, viewer = Server(), Viewer()
     answering = asyncio.create_task(server.peer.answer(await viewer.offer()))
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
     await server.peer.close()
-    await asyncio.gather(answering, return_exceptions=True)
-    await server.peer.close()
+    [outcome] = await asyncio.gather(answering, return_exceptions=True)
+    assert isinstance(outcome, WireError | str)
     await viewer.close()
 
 
@@ -222,6 +224,20 @@ async def test_an_offer_that_cannot_be_used_is_explained_and_a_better_one_still_
     await viewer.accept(await server.peer.answer(good))
     await until(lambda: "connected" in server.states)
     assert await refusal(server, good) == "offer_unexpected"
+
+
+async def test_sound_data_and_a_second_picture_in_an_offer_are_left_aside(closing: list[Any]) -> None:
+    server, viewer = Server(), Viewer()
+    closing += [server.peer, viewer]
+    viewer.connection.addTransceiver("audio")
+    viewer.connection.addTransceiver(Camera(), direction="sendonly")
+    viewer.connection.createDataChannel("notes")
+    answer_sdp = await server.peer.answer(await viewer.offer())
+    assert answer_sdp.count("a=inactive") == 2
+    await viewer.accept(answer_sdp)
+    await server.peer.track.put(plain(RED, 3))
+    await until(lambda: len(viewer.seen) >= 2)
+    assert server.frames == []
 
 
 async def test_a_damaged_offer_raises_nothing_but_wire_errors() -> None:
