@@ -1,8 +1,9 @@
 """The flow of one stream's chunks: reserve a slot, snapshot what is wanted, have it made, hand the frames on.
 
-Two loops share an outbox: one asks the worker, one fills the track. A change raises the epoch: the slot is free at
-once, so the next chunk follows the change, and the old frames play until it is there and are dropped then; so a
-change costs no gap, and many quick changes cannot starve the picture. Knows nothing of the wire.
+Two loops share an outbox: one asks the worker, one fills the track; a third watches over the worker. A change raises
+the epoch: the slot is free at once, so the next chunk follows the change, and the old frames play until it is there
+and are dropped then; so a change costs no gap, and many quick changes cannot starve the picture. Knows nothing of the
+wire.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ class Track(Protocol):
 
 class Worker(Protocol):
     async def ready(self) -> None: ...
+    async def lost(self) -> None: ...
     async def step(self, order: Order) -> Made: ...
 
 
@@ -71,7 +73,7 @@ class Feed:
         self._wanted = asyncio.Event()
         self._refused_epoch: int | None = None
         self._hold: asyncio.Event | None = None
-        self.next_index = 0
+        self.next_index = 0  # of the chunk that the worker takes on next
         self.frames_dropped = 0
         self._settle()
 
@@ -99,10 +101,19 @@ class Feed:
         track.on_shown = self._shown
         try:
             async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._watch(worker))
                 loops.create_task(self._make(worker))
                 loops.create_task(self._deliver(track, loops))
         except* AppError as errors:
             raise errors.exceptions[0] from None
+
+    async def _watch(self, worker: Worker) -> None:
+        while True:
+            await worker.lost()
+            self._inbox.restart()
+            self._listener.recovering(True)
+            await worker.ready()
+            self._listener.recovering(False)
 
     async def _make(self, worker: Worker) -> None:
         losses = 0
@@ -112,18 +123,18 @@ class Feed:
             await self._wanted.wait()
             order = self._inbox.snapshot()
             index = 0 if order.fresh else self.next_index
+            self.next_index = index + 1
             self._listener.taken(order.controls.epoch, index)
             asked_s = self._clock()
             try:
                 made = await worker.step(order)
             except PipelineError as error:
-                self._give_back(order)
+                self._give_back(order, index)
                 self._refused_epoch = order.controls.epoch
                 self._settle()
                 self._listener.refused(error)
             except WorkerLostError as error:
-                self._give_back(order)
-                self._inbox.restart()
+                self._give_back(order, index)
                 losses += 1
                 if losses >= LOSSES_LIMIT:
                     raise AppError(
@@ -131,17 +142,15 @@ class Feed:
                         f"The generator stopped {losses} times without making a picture.",
                         "Try another prompt; the server's log says more.",
                     ) from error
-                self._listener.recovering(True)
                 await worker.ready()
-                self._listener.recovering(False)
             else:
                 losses = 0
-                self.next_index = index + 1
                 self._outbox.put(made, asked_s)
                 self._listener.made(made)
 
-    def _give_back(self, order: Order) -> None:
+    def _give_back(self, order: Order, index: int) -> None:
         self._outbox.free()
+        self.next_index = index
         if order.fresh:
             self._inbox.restart()
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from app.errors import AppError
+from app.errors import SPOKEN, AppError
 from app.mailbox import Failed, Made, Order, Ready
 from app.stopwatch import Stopwatch
 from pipeline.chunk import Chunk, Controls
@@ -55,8 +55,16 @@ class LoadEngine:
     threads: int
 
     def __call__(self, trace: Trace) -> EngineLike:
+        import torch
+
         from pipeline.engine import Engine
 
+        try:
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise AppError(
+                "device_unusable", f"This machine cannot compute on {self.device!r}.", "Choose cpu, or run the doctor."
+            ) from error
         engine: EngineLike = Engine.load(self.model, device=self.device, threads=self.threads, trace=trace)
         return engine
 
@@ -131,7 +139,7 @@ def _open_or_reset(engine: EngineLike, state: Any, order: Order) -> Any:
 
 
 def _failed(error: Exception) -> Failed:
-    if isinstance(error, PipelineError):
+    if isinstance(error, SPOKEN):
         return Failed(error)
     spoken = AppError(
         "internal_error", f"The generator stopped: {type(error).__name__}.", "The server's log says more."

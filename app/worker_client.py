@@ -52,6 +52,7 @@ class WorkerClient:
         self._line: Line | None = None
         self._process: SpawnProcess | None = None
         self._ready = asyncio.Event()
+        self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._pause_s = FIRST_PAUSE_S
         self.health = Health.LOADING
@@ -71,6 +72,10 @@ class WorkerClient:
         """Wait until orders can be given."""
         await self._ready.wait()
 
+    async def lost(self) -> None:
+        """Wait until the process has ended or failed; `ready` waits for the next one, which knows no stream."""
+        await self._lost.wait()
+
     async def step(self, order: Order) -> Made:
         """One chunk. Raises PipelineError for the caller's mistakes, WorkerLostError when the process ended."""
         line, process = self._line, self._process
@@ -79,10 +84,9 @@ class WorkerClient:
         try:
             async with asyncio.timeout(CHUNK_LIMIT_S):
                 reply = await line.exchange(order)
-        except TimeoutError as error:
-            log.error("worker took more than %.0f s for one chunk; ending it", CHUNK_LIMIT_S)
-            process.kill()
-            raise WorkerLostError("the worker took too long") from error
+        except (TimeoutError, WorkerLostError) as error:
+            self._give_up(process)
+            raise WorkerLostError(str(error) or f"one chunk took more than {CHUNK_LIMIT_S:g} s") from error
         if isinstance(reply, Made):
             self._pause_s = FIRST_PAUSE_S
             return reply
@@ -90,7 +94,18 @@ class WorkerClient:
         if isinstance(reply.error, PipelineError):
             raise reply.error
         log.error("worker failed: %s\n%s", reply.error, reply.trace)
+        self._give_up(process)
         raise WorkerLostError(str(reply.error))
+
+    def _give_up(self, process: SpawnProcess) -> None:
+        """Give it no more orders and let it end, if it has not."""
+        process.kill()
+        if process is not self._process:
+            return
+        self._ready.clear()
+        self._lost.set()
+        if self.health is Health.READY:
+            self.health = Health.RECOVERING
 
     async def stop(self) -> None:
         """Hang up, let the chunk in progress end, and join; a worker that will not end is killed."""
@@ -119,14 +134,15 @@ class WorkerClient:
             if isinstance(reply, Ready):
                 self._greet(reply, loaded)
             elif isinstance(reply, Failed):
-                log.error("worker cannot load: %s%s", reply.error, "\n" + reply.trace if reply.trace else "")
+                if reply.trace or loaded.done():
+                    log.error("worker cannot load: %s%s", reply.error, "\n" + reply.trace if reply.trace else "")
                 if not loaded.done():
                     loaded.set_exception(reply.error)
                     self._stopping.set()
             await gone.wait()
             self._process.join()
             self._line.close()
-            self._ready.clear()
+            self._give_up(self._process)
             if self._stopping.is_set():
                 break
             self.health = Health.RECOVERING
@@ -141,6 +157,7 @@ class WorkerClient:
     def _greet(self, reply: Ready, loaded: "asyncio.Future[ModelConfig]") -> None:
         if not self._stopping.is_set():
             self.health = Health.READY
+            self._lost.clear()
             self._ready.set()
             log.info("worker ready, process %s", self.pid)
         if not loaded.done():

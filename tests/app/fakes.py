@@ -202,13 +202,16 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
-        self.alive = asyncio.Event()
+        self.alive, self.dead = asyncio.Event(), asyncio.Event()
         self.alive.set()
         self._reply: asyncio.Future[None] | None = None
         self._state = FakeState(0)
 
     async def ready(self) -> None:
         await self.alive.wait()
+
+    async def lost(self) -> None:
+        await self.dead.wait()
 
     async def step(self, order: Order) -> Made:
         self.orders.append(order)
@@ -233,11 +236,13 @@ class FakeWorker:
     async def die(self) -> None:
         await settle()
         self.alive.clear()
+        self.dead.set()
         assert self._reply is not None
         self._reply.set_exception(WorkerLostError("killed"))
         await settle()
 
     async def come_back(self) -> None:
+        self.dead.clear()
         self.alive.set()
         await settle()
 

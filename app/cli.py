@@ -1,0 +1,198 @@
+"""The `stillstream` command; the only reader of argv and environment.
+
+Every error that a person can act on is one line and exit code 2; Ctrl-C ends any command quietly.
+"""
+
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from app.config import Settings
+from app.errors import SPOKEN, AppError
+from app.worker import LoadEngine, calm_openmp, default_threads
+from pipeline.chunk import Controls
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(name="stillstream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+
+Model = Annotated[Path | None, typer.Option(help="A model folder; without it, the embedded pocket student.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads for generation; by default chosen by the cores.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"stillstream {version('stillstream')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def stillstream(
+    wanted: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Live generative video: from a prompt or a webcam, in a browser or into a file."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
+    model: Model = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+    threads: Threads = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; each serves one viewer.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve the live page. Each option can also be set as STILLSTREAM_<OPTION>."""
+    settings = _settings(
+        host=host, port=port, model=model, device=device, threads=threads, workers=workers, log_level=log_level
+    )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("aioice").setLevel(logging.WARNING)
+    from app.serve import serve as run
+
+    run(
+        settings,
+        lambda url: out.print(f"Stillstream is on [link={url}]{url}[/link]  (Ctrl-C ends it)", highlight=False),
+    )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What should be seen.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The clip to write: .mp4, .webm or .webp.")] = Path(
+        "clip.mp4"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.05, max=3600)] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The same seed makes the same clip.")] = 7,
+    clip: Annotated[Path | None, typer.Option("--input", help="A video to follow.")] = None,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="How far it may leave the video.")] = 0.6,
+    latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
+    model: Model = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Write a clip from a prompt, or from a video and a prompt."""
+    chosen = threads or default_threads()
+    calm_openmp(chosen)
+    from app.generate import generate as run
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        bar = progress.add_task("frames", total=None, rate="")
+
+        def started(frames: int) -> None:
+            progress.reset(bar, total=frames)
+
+        def made(frames: int) -> None:
+            progress.advance(bar, frames)
+            speed = progress.tasks[0].speed
+            progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
+
+        run(
+            LoadEngine(model, device, chosen),
+            Controls(prompt, seed, strength),
+            seconds,
+            out_path,
+            clip=clip,
+            latents=latents,
+            on_start=started,
+            on_chunk=made,
+        )
+    out.print(f"Wrote {out_path}", highlight=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure this machine: stages, rates, latency, and the same under load."""
+    calm_openmp(default_threads())
+    from app.bench import main as run
+
+    raise typer.Exit(run(context.args) or 0)
+
+
+@app.command()
+def train(
+    out_path: Annotated[Path, typer.Option("--out", help="Where checkpoints and the finished model go.")] = Path(
+        "runs/pocket"
+    ),
+    budget_minutes: Annotated[float | None, typer.Option(help="Stop in time; a second run goes on from there.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage of the recipe.")] = None,
+) -> None:
+    """Train the pocket student on the procedural world. Resumes where it was stopped."""
+    from pipeline.training.recipe import run
+
+    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage)
+
+
+@app.command()
+def doctor(
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+    model: Model = None,
+) -> None:
+    """Tell what this machine can do and what is missing."""
+    calm_openmp(default_threads())
+    from app.doctor import MISSING, examine
+
+    colours = {"ok": "green", "warn": "yellow", "missing": "red"}
+    missing = 0
+    table = Table.grid(padding=(0, 2))
+    for finding in examine(model, host, port):
+        missing += finding.level == MISSING
+        colour = colours[finding.level]
+        remedy = f" {finding.remedy}" if finding.remedy else ""
+        table.add_row(f"[{colour}]{finding.level}[/]", finding.what, f"{finding.fact}.{remedy}")
+    out.print(table, highlight=False)
+    if missing:
+        raise typer.Exit(1)
+
+
+def _settings(**flags: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise AppError(
+            "setting_invalid",
+            f"The setting {name} is wrong: {first['msg'].lower()}, not {first['input']!r}.",
+            f"Correct --{name.replace('_', '-')} or STILLSTREAM_{name.upper()}.",
+        ) from error
+
+
+def main() -> None:
+    try:
+        app()
+    except SPOKEN as error:
+        said = escape(f"{error.message} {error.remedy}")
+        err.print(f"[red]{error.code}[/]: {said}", highlight=False, soft_wrap=True)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("STILLSTREAM_LOG_LEVEL") == "debug":
+            raise
+        what = f"Something went wrong inside: {type(error).__name__}: {error}."
+        err.print(f"[red]internal_error[/]: {escape(what)} STILLSTREAM_LOG_LEVEL=debug shows where.", soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,121 @@
+"""Video files in and out: any clip that FFmpeg reads becomes frames, frames become a clip.
+
+A clip is written beside its place and renamed when it is whole, so a half-written file is never left.
+Knows no model.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from app.errors import AppError
+from streaming.frames import fit
+
+FORMATS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".webp": "libwebp_anim"}
+QUALITY = {
+    "libx264": {"crf": "18", "preset": "medium"},
+    "libvpx-vp9": {"crf": "30", "b": "0"},
+    "libwebp_anim": {"quality": "80"},
+}
+OPTIONS = {"libx264": {"movflags": "+faststart"}, "libwebp_anim": {"loop": "0"}}
+
+
+class ClipWriter:
+    """Takes frames of one size; use as `with ClipWriter(...) as clip`."""
+
+    def __init__(self, container: av.container.OutputContainer, codec: str, fps: int) -> None:
+        self._container = container
+        self._stream = container.add_stream(codec, rate=fps, options=QUALITY[codec])
+        self._stream.pix_fmt = "yuv420p"
+
+    def write(self, frames_THWC: np.ndarray) -> None:
+        if not self._stream.codec_context.is_open:
+            self._stream.height, self._stream.width = frames_THWC.shape[1:3]
+        for frame_HWC in frames_THWC:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+            self._container.mux(self._stream.encode(picture))
+
+    def finish(self) -> None:
+        self._container.mux(self._stream.encode(None))
+
+
+@contextmanager
+def write_clip(path: Path, fps: int) -> Iterator[ClipWriter]:
+    """Raises AppError (`out_unwritable`)."""
+    if path.suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise AppError("out_unwritable", f"{path.name} is not a kind of clip that can be written.", f"Use {known}.")
+    codec = FORMATS[path.suffix.lower()]
+    with replacing(path) as part, av.open(str(part), "w", options=OPTIONS.get(codec, {})) as container:
+        writer = ClipWriter(container, codec, fps)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in path's folder; it takes path's place when the block ends well and is gone otherwise."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def read_clip(path: Path, fps: int, width: int, height: int) -> Iterator[np.ndarray]:
+    """The clip's pictures at this rate and size, one (height, width, 3) after the other.
+
+    Raises AppError (`clip_unreadable`).
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise _unreadable(path, "it holds no video")
+            period = Fraction(1, fps)
+            due_s: Fraction | None = None
+            for frame in container.decode(video=0):
+                now_s = Fraction(frame.pts or 0) * frame.time_base
+                due_s = now_s if due_s is None else due_s
+                if now_s + period / 2 < due_s:
+                    continue  # the clip is faster than we are
+                picture_HWC = fit(frame.to_ndarray(format="rgb24"), width, height)
+                while due_s <= now_s + period / 2:
+                    yield picture_HWC
+                    due_s += period
+            if due_s is None:
+                raise _unreadable(path, "it holds no picture")
+    except (OSError, av.error.FFmpegError) as error:
+        raise _unreadable(path, (error.strerror or "unknown data").lower()) from error
+
+
+def _unreadable(path: Path, why: str) -> AppError:
+    return AppError(
+        "clip_unreadable", f"{path} cannot be read as a video: {why}.", "Name a video file, such as an mp4."
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> AppError:
+    why = (error.strerror or str(error)).lower()
+    return AppError("out_unwritable", f"{path} cannot be written: {why}.", "Name a file in a folder you may write to.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,65 @@
+"""`stillstream generate`: the same engine as the server's, in this process, into a file. Knows no network."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from app.clip import read_clip, replacing, write_clip
+from app.stopwatch import Stopwatch
+from app.worker import EngineFactory, EngineLike
+from pipeline.chunk import Controls
+
+
+def generate(
+    load: EngineFactory,
+    controls: Controls,
+    seconds: float,
+    out: Path,
+    *,
+    clip: Path | None = None,
+    latents: Path | None = None,
+    on_start: Callable[[int], None] = lambda frames: None,
+    on_chunk: Callable[[int], None] = lambda frames: None,
+) -> None:
+    """Write a clip. clip: the video to follow; the new one ends with it. latents: also keep what was decoded.
+
+    on_start hears the number of frames to come, on_chunk the number of each chunk.
+    """
+    engine = load(Stopwatch().trace)
+    config = engine.config
+    sources = _sources(engine, clip) if clip is not None else None
+    state = engine.open(controls.seed)
+    kept_TCHW: list[np.ndarray] = []
+    left = max(1, round(seconds * config.fps))
+    on_start(left)
+    with write_clip(out, config.fps) as writer:
+        while left > 0:
+            source_THWC = next(sources, None) if sources is not None else None
+            if sources is not None and source_THWC is None:
+                break
+            chunk = engine.step(state, controls, source_THWC)
+            frames_THWC = chunk.frames_THWC[:left]
+            writer.write(frames_THWC)
+            kept_TCHW.append(chunk.latents_TCHW)
+            left -= len(frames_THWC)
+            on_chunk(len(frames_THWC))
+    if latents is not None:
+        _write_latents(latents, np.concatenate(kept_TCHW))
+
+
+def _sources(engine: EngineLike, clip: Path) -> Iterator[np.ndarray]:
+    """The clip in chunks; the last one rests on the clip's last picture."""
+    config = engine.config
+    pictures = read_clip(clip, config.fps, config.width, config.height)
+    while window := list(islice(pictures, config.frames_per_chunk)):
+        window += [window[-1]] * (config.frames_per_chunk - len(window))
+        yield np.stack(window)
+
+
+def _write_latents(path: Path, latents_TCHW: np.ndarray) -> None:
+    from safetensors.numpy import save_file
+
+    with replacing(path) as part:
+        save_file({"latents_TCHW": np.ascontiguousarray(latents_TCHW)}, part)

@@ -1,0 +1,78 @@
+"""`stillstream serve`: bind the port, run uvicorn, end cleanly. Knows sockets and signals, no streams."""
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.config import Settings
+from app.errors import AppError
+from app.server import create_app
+from app.worker import LoadEngine, default_threads
+
+MESSAGE_LIMIT_BYTES = 1 << 20
+GRACE_S = 5
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address of our own, so that a taken port is known before anything is loaded.
+
+    Raises AppError (`port_taken`, `address_unusable`).
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AppError(
+                "port_taken",
+                f"Port {port} on {host} is taken by another program.",
+                "Stop it, or choose another port with --port.",
+            ) from error
+        why = (error.strerror or str(error)).lower()
+        raise AppError(
+            "address_unusable", f"{host}:{port} cannot be used: {why}.", "Name an address of this machine."
+        ) from error
+    return listener
+
+
+def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_LIMIT_BYTES,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
+    """Serve until a signal comes. on_url: told where the page is.
+
+    Raises AppError, and whatever the engine says when it cannot load.
+    """
+    failures: list[Exception] = []
+
+    def give_up(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    factory = LoadEngine(settings.model, settings.device, settings.threads or default_threads())
+    with bind(settings.host, settings.port) as listener:
+        app = create_app(settings, factory, on_failure=give_up)
+        server = uvicorn.Server(uvicorn_config(app))
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        on_url(f"http://{host}:{listener.getsockname()[1]}")
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is down
+            server.run(sockets=[listener])
+    if failures:
+        raise failures[0]

@@ -1,0 +1,280 @@
+"""The whole server on a real port: HTTP, WebSocket, a spawned worker with a fake engine, a viewer over UDP."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from app.config import Settings
+from app.serve import bind, uvicorn_config
+from app.server import create_app, same_origin
+from app.worker import EngineFactory
+from pipeline.errors import PipelineError
+from tests.app.fakes import load_damaged, load_fake
+from tests.streaming.viewer import Viewer, until
+
+
+class Page:
+    """A page's WebSocket that keeps what it hears."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.heard: list[dict[str, Any]] = []
+
+    async def say(self, kind: str, **fields: Any) -> None:
+        await self.socket.send(json.dumps({"kind": kind, **fields}))
+
+    async def hear(self, kind: str, **wanted: Any) -> dict[str, Any]:
+        """The next message of this kind with these fields; all messages before it are kept."""
+        async with asyncio.timeout(20):
+            while True:
+                message = json.loads(await self.socket.recv())
+                self.heard.append(message)
+                if message["kind"] == kind and wanted.items() <= message.items():
+                    return dict(message)
+
+    async def end(self) -> list[dict[str, Any]]:
+        """All until the server hangs up."""
+        with pytest.raises(ConnectionClosed):
+            await self.hear("never")
+        return self.heard
+
+
+class Server:
+    def __init__(self, port: int, app: Any) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self.stage = app.state.stage
+
+    @asynccontextmanager
+    async def page(self, **words: Any) -> AsyncIterator[Page]:
+        async with connect(f"ws://{self.address}/ws", **words) as socket:
+            page = Page(socket)
+            await page.hear("welcome")
+            yield page
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get(f"http://{self.address}{path}")
+
+    @property
+    def pid(self) -> int:
+        return int(self.stage.workers[0].pid)
+
+
+@asynccontextmanager
+async def serving(
+    factory: EngineFactory = load_fake,
+    on_failure: Callable[[Exception], None] = lambda error: None,
+    loaded: bool = True,
+    **settings: Any,
+) -> AsyncIterator[Server]:
+    app = create_app(Settings(threads=1, **settings), factory, on_failure=on_failure)
+    with bind("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn_config(app))
+        task = asyncio.create_task(server._serve([listener]))
+        await until(lambda: server.started)
+        made = Server(listener.getsockname()[1], app)
+        if loaded:
+            await made.stage.loaded.wait()
+        try:
+            yield made
+        finally:
+            server.should_exit = True
+            await task
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving() as made:
+        yield made
+
+
+@asynccontextmanager
+async def watching(page: Page) -> AsyncIterator[Viewer]:
+    viewer = Viewer()
+    try:
+        await page.say("offer", sdp=await viewer.offer())
+        await viewer.accept((await page.hear("answer"))["sdp"])
+        await until(lambda: bool(viewer.seen))
+        yield viewer
+    finally:
+        await viewer.close()
+
+
+def _sees(viewer: Viewer, channel: int) -> Callable[[], bool]:
+    """Whether the newest picture is mostly of this primary colour."""
+    return lambda: int(viewer.seen[-1][1].mean((0, 1)).argmax()) == channel
+
+
+async def test_a_viewer_sees_the_prompt_and_then_the_next_prompt(server: Server) -> None:
+    async with server.page() as page, watching(page) as viewer:
+        await page.hear("state", state="live")
+        await until(_sees(viewer, 0))
+
+        await page.say("controls", id=1, prompt="a blue ball")
+        ack = await page.hear("ack", id=1)
+        shown = await page.hear("shown", id=1)
+        await until(_sees(viewer, 2))
+
+        assert ack["chunk"] > 0
+        assert shown["latency_ms"] > 0
+
+
+async def test_a_killed_worker_comes_back_and_the_viewer_sees_the_same_prompt_again(server: Server) -> None:
+    async with server.page() as page, watching(page) as viewer:
+        await page.say("controls", id=1, prompt="a green ball")
+        await page.hear("shown", id=1)
+        os.kill(server.pid, signal.SIGKILL)
+        await page.hear("state", state="recovering")
+        assert (await server.get("/api/health")).json() == {"status": "recovering"}
+        await page.hear("state", state="live")
+        seen = len(viewer.seen)
+        await until(lambda: len(viewer.seen) > seen + 20)
+
+        assert _sees(viewer, 1)()
+        assert "stillstream_worker_restarts_total 1.0" in (await server.get("/metrics")).text
+
+
+async def test_health_info_page_and_metrics_are_there(server: Server) -> None:
+    health, info, page, metrics = [await server.get(path) for path in ("/api/health", "/api/info", "/", "/metrics")]
+
+    assert (health.status_code, health.json()) == (200, {"status": "ready"})
+    assert info.json()["model"]["name"] == "fake"
+    assert info.json()["versions"]["stillstream"]
+    assert "<video" in page.text
+    assert "stillstream_sessions 0.0" in metrics.text
+
+
+async def test_the_page_can_be_fetched_while_the_model_loads() -> None:
+    async with serving(loaded=False) as server:
+        health = await server.get("/api/health")
+        info = await server.get("/api/info")
+
+    assert (health.status_code, health.json()) == (503, {"status": "loading"})
+    assert info.json()["code"] == "loading"
+
+
+async def test_a_page_that_comes_while_the_model_loads_is_welcomed_afterwards() -> None:
+    async with serving(loaded=False) as server, server.page() as page:
+        assert page.heard[0]["state"] == "waiting"
+        assert page.heard[-1]["kind"] == "welcome"
+
+
+async def test_weights_that_are_damaged_are_told_to_whoever_serves() -> None:
+    failures: list[Exception] = []
+    async with serving(load_damaged, failures.append, loaded=False):
+        await until(lambda: bool(failures))
+
+    assert isinstance(failures[0], PipelineError)
+    assert failures[0].code == "weights_damaged"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("}garbage{", "json_invalid"),
+        (b"\x00\x01", "json_invalid"),
+        ("x" * 300_000, "message_too_large"),
+        ('{"kind": "dance"}', "kind_unknown"),
+        ('{"kind": "controls", "id": 1, "strength": 7}', "field_invalid"),
+        (json.dumps({"kind": "controls", "id": 1, "prompt": "long " * 20}), "prompt_too_long"),
+        ('{"kind": "candidate", "candidate": "nonsense", "sdpMid": "0"}', None),
+    ],
+)
+async def test_bad_input_is_answered_and_the_socket_stays_open(
+    server: Server, text: str | bytes, code: str | None
+) -> None:
+    async with server.page() as page:
+        await page.socket.send(text)
+        if code is not None:
+            error = await page.hear("error", code=code, fatal=False)
+            assert error["message"]
+            assert error["next"]
+        await page.say("ping", id=4)
+        assert await page.hear("pong") == {"kind": "pong", "id": 4}
+
+
+async def test_a_message_beyond_all_measure_is_cut_off_and_the_server_lives_on(server: Server) -> None:
+    async with server.page() as page:
+        await page.socket.send("x" * 3_000_000)
+        await page.end()
+    assert (await server.get("/api/health")).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("sdp", "code"),
+    [
+        ("v=0\r\nm=video nine\r\n", "sdp_invalid"),
+        ("v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", "sdp_without_video"),
+    ],
+)
+async def test_an_offer_that_cannot_be_used_ends_the_session_with_a_reason(server: Server, sdp: str, code: str) -> None:
+    async with server.page() as page:
+        await page.say("offer", sdp=sdp)
+        heard = await page.end()
+
+    assert [message["code"] for message in heard if message["kind"] == "error"] == [code]
+    assert heard[-1]["state"] == "closed"
+    async with server.page() as page, watching(page):
+        await page.hear("state", state="live")
+
+
+async def test_a_silent_socket_is_closed_with_a_reason() -> None:
+    async with serving(silent_s=0.2) as server, server.page() as page:
+        heard = await page.end()
+
+    assert [message["code"] for message in heard if message["kind"] == "error"] == ["silent_client"]
+
+
+async def test_a_second_viewer_waits_and_starts_when_the_first_leaves_and_a_third_is_turned_away() -> None:
+    async with serving(queue=1) as server, server.page() as second:
+        async with server.page() as first, watching(first):
+            viewer = Viewer()
+            await second.say("offer", sdp=await viewer.offer())
+            await second.hear("error", code="server_busy", fatal=False)
+            await second.hear("state", state="waiting")
+            async with server.page() as third:
+                await third.say("offer", sdp="v=0")
+                await third.hear("error", code="server_busy", fatal=True)
+        await viewer.accept((await second.hear("answer"))["sdp"])
+        await until(lambda: bool(viewer.seen))
+        await viewer.close()
+
+
+async def test_a_tab_that_closes_frees_its_session(server: Server) -> None:
+    async with server.page() as page, watching(page):
+        assert "stillstream_sessions 1.0" in (await server.get("/metrics")).text
+    async with server.page() as page, watching(page):
+        await page.hear("state", state="live")
+
+
+async def test_another_sites_page_is_refused(server: Server) -> None:
+    with pytest.raises(InvalidStatus):
+        async with server.page(origin="http://evil.example"):
+            pass
+    async with server.page(origin=f"http://{server.address}"):
+        pass
+
+
+def test_the_origin_must_name_the_same_host_and_port() -> None:
+    assert same_origin("https://host:1", "host:1")
+    assert same_origin(None, "host:1")
+    assert not same_origin("http://host:2", "host:1")
+    assert not same_origin("null", "host:1")
+
+
+async def test_a_server_that_ends_hangs_up_and_joins_its_worker() -> None:
+    async with serving() as server:
+        page = Page(await connect(f"ws://{server.address}/ws"))
+    await page.end()
+
+    assert server.stage.health == "stopped"

@@ -1,0 +1,413 @@
+"""One stream's life, with every neighbour a fake and time in the test's hands."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.admission import Admission
+from app.errors import AppError
+from app.session import MOVES, ChannelClosedError, House, Session, State
+from tests.app.fakes import COLOURS, CONFIG, FakeClock, FakePage, FakePeer, FakeTrack, FakeWorker, running, settle
+
+
+@dataclass
+class Scene:
+    """A session, and all that it talks to."""
+
+    page: FakePage
+    session: Session
+    worker: FakeWorker
+    clock: FakeClock
+    peers: list[FakePeer]
+    task: "asyncio.Task[None]"
+
+    @property
+    def peer(self) -> FakePeer:
+        return self.peers[0]
+
+    @property
+    def track(self) -> FakeTrack:
+        return self.peer.track
+
+    async def say(self, kind: str, **fields: Any) -> None:
+        self.page.said.put_nowait(json.dumps({"kind": kind, **fields}))
+        await settle()
+
+    async def go_live(self) -> None:
+        await self.say("offer", sdp="v=0")
+        self.peer.on_state("connected")
+        await settle()
+
+
+@asynccontextmanager
+async def scene(admission: Admission[FakeWorker] | None = None) -> AsyncIterator[Scene]:
+    worker, clock, page = FakeWorker(), FakeClock(), FakePage()
+    peers: list[FakePeer] = []
+
+    def make_peer(**words: Any) -> FakePeer:
+        peers.append(FakePeer(**words))
+        return peers[-1]
+
+    house = House(CONFIG, admission or Admission([worker], 1), make_peer, clock=clock, sleep=clock.sleep)
+    session = Session(house, page)
+    async with running(session.run()) as task:
+        yield Scene(page, session, worker, clock, peers, task)
+
+
+@pytest.fixture
+async def live() -> AsyncIterator[Scene]:
+    async with scene() as made:
+        await made.go_live()
+        yield made
+
+
+def test_every_state_can_close_and_a_closed_session_stays_closed() -> None:
+    assert set(MOVES) == set(State)
+    assert all(State.CLOSED in moves for state, moves in MOVES.items() if state is not State.CLOSED)
+    assert MOVES[State.CLOSED] == frozenset()
+
+
+async def test_the_page_is_welcomed_with_the_model_and_the_defaults() -> None:
+    async with scene() as made:
+        (welcome,) = made.page.of("welcome")
+
+    assert welcome["model"]["width"] == CONFIG.width
+    assert welcome["model"]["frames_per_chunk"] == CONFIG.frames_per_chunk
+    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6}
+
+
+async def test_an_offer_is_answered_and_the_first_chunk_is_made_before_media_connects() -> None:
+    async with scene() as made:
+        await made.say("offer", sdp="v=0")
+        await made.worker.make()
+
+        assert made.page.of("answer")[0]["sdp"] == "answer to v=0"
+        assert made.page.states == ["connecting"]
+        assert made.track.queue_frames == CONFIG.frames_per_chunk
+
+        made.peer.on_state("connected")
+        assert made.page.states == ["connecting", "live"]
+
+
+async def test_candidates_that_come_before_the_offer_reach_the_peer() -> None:
+    async with scene() as made:
+        await made.say("candidate", candidate="candidate:1 1 udp 1 127.0.0.1 9 typ host", sdpMid="0")
+        await made.say("offer", sdp="v=0")
+        await made.say("candidate", candidate=None)
+
+        assert [bool(candidate) for candidate in made.peer.candidates] == [True, False]
+
+
+async def test_a_full_track_asks_for_no_more_chunks(live: Scene) -> None:
+    await live.worker.make()
+    await live.worker.make()
+    made_so_far = len(live.worker.orders)
+    await settle()
+
+    assert made_so_far == len(live.worker.orders) == 2
+    live.track.show()
+    await settle()
+    assert len(live.worker.orders) == 3
+
+
+async def test_a_new_prompt_is_acked_with_the_first_chunk_that_follows_it(live: Scene) -> None:
+    await live.worker.make()
+    await live.say("controls", id=5, prompt="a green ball")
+    assert live.page.of("ack") == []
+
+    await live.worker.make()
+
+    assert live.page.of("ack") == [{"kind": "ack", "id": 5, "epoch": 1, "chunk": 2}]
+    assert live.worker.orders[-1].controls.prompt == "a green ball"
+
+
+async def test_the_old_prompts_frames_play_until_the_new_ones_are_there_and_are_dropped_then(live: Scene) -> None:
+    await live.worker.make()
+    await live.worker.make()
+    await live.say("controls", id=5, prompt="a green ball")
+    assert live.track.queue_frames == CONFIG.frames_per_chunk
+    assert live.worker.orders[-1].controls.prompt == "a green ball"
+
+    await live.worker.make()
+    first = live.track.show()[0]
+
+    assert first[0, 60].tolist() == list(COLOURS["green"])
+    assert live.track.frames_dropped > 0
+
+
+async def test_quick_changes_one_after_the_other_do_not_starve_the_picture(live: Scene) -> None:
+    for number in range(6):
+        await live.say("controls", id=number, prompt=f"a ball number {number}")
+        await live.worker.make()
+        live.track.show()
+
+    assert live.track.frames_shown >= 4 * CONFIG.frames_per_chunk
+
+
+async def test_the_page_hears_when_its_change_is_shown_and_how_long_that_took(live: Scene) -> None:
+    await live.say("controls", id=9, prompt="a blue ball")
+    await live.worker.make()
+    await live.worker.make()
+    await live.clock.advance(0.5)
+    live.track.show()
+
+    assert live.page.of("shown") == [{"kind": "shown", "id": 9, "latency_ms": 500.0}]
+
+
+async def test_controls_that_change_nothing_are_acked_at_once(live: Scene) -> None:
+    await live.say("controls", id=1, prompt="a red ball", seed=7)
+
+    assert live.page.of("ack") == [{"kind": "ack", "id": 1, "epoch": 0, "chunk": 1}]
+
+
+@pytest.mark.parametrize("change", [("reset", {}), ("controls", {"seed": 8})])
+async def test_a_reset_or_another_seed_starts_the_stream_again(live: Scene, change: tuple[str, dict[str, int]]) -> None:
+    await live.worker.make()
+    await live.worker.make()
+    await live.say(change[0], id=2, **change[1])
+
+    assert live.worker.orders[-1].fresh
+    assert live.page.of("ack")[-1]["chunk"] == 0
+
+
+async def test_pause_lets_the_picture_rest_and_going_on_asks_again(live: Scene) -> None:
+    await live.worker.make()
+    await live.say("controls", id=1, paused=True)
+    await live.worker.make()
+    asked = len(live.worker.orders)
+    await settle()
+
+    assert live.page.states[-1] == "paused"
+    assert live.track.queue_frames == 0
+    assert len(live.worker.orders) == asked
+
+    await live.say("controls", id=2, paused=False)
+    assert live.page.states[-1] == "live"
+    assert live.track.queue_frames > 0
+    assert len(live.worker.orders) == asked + 1
+
+
+async def test_a_refused_prompt_is_said_and_the_next_prompt_is_drawn(live: Scene) -> None:
+    await live.worker.make()
+    await live.say("controls", id=1, prompt="refuse")
+    await live.worker.make()
+    assert live.page.codes == ["prompt_refused"]
+    asked = len(live.worker.orders)
+
+    await live.say("controls", id=2, prompt="a green ball")
+    assert len(live.worker.orders) == asked + 1
+    await live.worker.make()
+    assert live.track.show()[0][0, 60].tolist() == list(COLOURS["green"])
+
+
+async def test_a_lost_worker_is_told_and_the_stream_resumes_from_its_controls(live: Scene) -> None:
+    await live.say("controls", id=1, prompt="a blue ball")
+    await live.worker.make()
+    await live.worker.die()
+    assert live.page.states[-1] == "recovering"
+
+    await live.worker.come_back()
+    assert live.page.states[-1] == "live"
+    assert live.worker.orders[-1].fresh
+    assert live.worker.orders[-1].controls.prompt == "a blue ball"
+
+
+async def test_a_prompt_that_ends_the_worker_again_and_again_ends_the_session(live: Scene) -> None:
+    for _ in range(3):
+        await live.worker.die()
+        await live.worker.come_back()
+
+    assert live.page.codes == ["worker_failed"]
+    assert live.page.of("error")[-1]["fatal"]
+    assert live.page.states[-1] == "closed"
+
+
+def _camera_frame(value: int) -> np.ndarray:
+    return np.full((CONFIG.height, CONFIG.width, 3), value, np.uint8)
+
+
+async def test_fresh_camera_frames_become_the_source_of_the_next_chunk(live: Scene) -> None:
+    await live.say("controls", id=1, camera=True)
+    live.peer.on_frame(_camera_frame(77), 0.0)
+    await live.worker.make()
+    source_THWC = live.worker.orders[-1].source_THWC
+
+    assert source_THWC is not None
+    assert source_THWC.shape == (CONFIG.frames_per_chunk, CONFIG.height, CONFIG.width, 3)
+    assert source_THWC[-1, 0, 0].tolist() == [77, 77, 77]
+
+
+async def test_a_camera_that_is_switched_off_is_no_source(live: Scene) -> None:
+    live.peer.on_frame(_camera_frame(77), 0.0)
+    await live.worker.make()
+
+    assert live.worker.orders[-1].source_THWC is None
+
+
+async def test_a_camera_that_stops_is_said_once_and_the_stream_goes_on_from_the_prompt(live: Scene) -> None:
+    await live.say("controls", id=1, camera=True)
+    live.peer.on_frame(_camera_frame(77), 0.0)
+    await live.clock.advance(2.5)
+    for _ in range(3):
+        await live.worker.make()
+        live.track.show()
+
+    assert live.page.codes == ["camera_stopped"]
+    assert not live.page.of("error")[0]["fatal"]
+    assert live.worker.orders[-1].source_THWC is None
+    assert live.page.states[-1] == "live"
+
+
+async def test_statistics_come_each_second(live: Scene) -> None:
+    await live.worker.make()
+    live.track.show()
+    await live.clock.advance(1.0)
+    (stats,) = live.page.of("stats")
+
+    assert stats["fps"] == CONFIG.frames_per_chunk
+    assert stats["chunk_ms"] == 10.0
+    assert set(stats) == {
+        "kind", "fps", "chunk_ms", "latency_ms", "queue_frames", "dropped_frames", "camera_fps", "lag_ms",
+    }  # fmt: skip
+
+
+async def test_a_page_that_says_nothing_is_closed_with_a_reason() -> None:
+    async with scene() as made:
+        await made.clock.advance(15)
+        await made.task
+
+        assert made.page.codes == ["silent_client"]
+        assert made.page.states == ["closed"]
+
+
+async def test_media_that_never_connects_is_closed_with_a_reason_and_frees_the_place() -> None:
+    admission = Admission([FakeWorker()], 0)
+    async with scene(admission) as made:
+        await made.say("offer", sdp="v=0")
+        await made.clock.advance(20)
+        await made.task
+
+        assert made.page.codes == ["media_unreachable"]
+        assert made.peer.closed
+    async with scene(admission) as second:
+        await second.say("offer", sdp="v=0")
+        assert second.page.states == ["connecting"]
+
+
+async def test_media_that_is_lost_ends_the_session_but_the_page_may_come_back(live: Scene) -> None:
+    live.peer.on_state("failed")
+    await live.task
+
+    assert live.page.codes == ["media_lost"]
+    assert not live.page.of("error")[0]["fatal"]
+
+
+async def test_a_page_that_leaves_frees_everything(live: Scene) -> None:
+    live.page.said.put_nowait(ChannelClosedError())
+    await live.task
+
+    assert live.peer.closed
+    assert live.page.codes == []
+
+
+async def test_a_second_page_waits_for_its_turn_and_starts_by_itself() -> None:
+    admission = Admission([FakeWorker()], 1)
+    async with scene(admission) as first, scene(admission) as second, scene(admission) as third:
+        await first.go_live()
+        await second.say("offer", sdp="v=0")
+        await third.say("offer", sdp="v=0")
+
+        assert second.page.codes == ["server_busy"]
+        assert second.page.of("state")[-1]["note"] == "You are number 1 in the queue."
+        assert third.page.of("error")[-1]["code"] == "server_busy"
+        assert third.page.of("error")[-1]["fatal"]
+
+        first.page.said.put_nowait(ChannelClosedError())
+        await settle()
+        assert second.page.states == ["waiting", "connecting"]
+        assert second.page.of("answer")
+
+
+async def test_a_page_that_leaves_the_queue_moves_the_others_up() -> None:
+    admission = Admission([FakeWorker()], 2)
+    async with scene(admission) as first, scene(admission) as second, scene(admission) as third:
+        for made in (first, second, third):
+            await made.say("offer", sdp="v=0")
+        second.page.said.put_nowait(ChannelClosedError())
+        await settle()
+
+        assert third.page.of("state")[-1]["note"] == "You are number 1 in the queue."
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{", "json_invalid"),
+        ("[]", "json_invalid"),
+        ('{"kind": "dance"}', "kind_unknown"),
+        ('{"id": 1}', "field_missing"),
+        ('{"kind": "controls", "id": 1, "strength": 1.5}', "field_invalid"),
+        ('{"kind": "controls", "id": 1, "seed": -1}', "field_invalid"),
+        ('{"kind": "controls", "id": 1, "prompt": 3}', "field_invalid"),
+        (json.dumps({"kind": "controls", "id": 1, "prompt": "x" * 41}), "prompt_too_long"),
+        ("x" * 200_000, "message_too_large"),
+    ],
+)
+async def test_bad_messages_get_a_clear_answer_and_the_session_lives_on(live: Scene, text: str, code: str) -> None:
+    live.page.said.put_nowait(text)
+    await live.say("ping", id=3)
+
+    assert live.page.codes == [code]
+    assert live.page.of("error")[0]["next"]
+    assert live.page.of("pong") == [{"kind": "pong", "id": 3}]
+
+
+async def test_a_second_offer_is_refused(live: Scene) -> None:
+    await live.say("offer", sdp="v=0")
+
+    assert live.page.codes == ["already_started"]
+
+
+async def test_a_fault_of_our_own_is_named_without_a_trace(live: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    live.page.said.put_nowait(RuntimeError("a secret detail"))
+    await live.task
+
+    (error,) = live.page.of("error")
+    assert error["code"] == "internal_error"
+    assert "secret" not in json.dumps(error)
+    assert "a secret detail" in caplog.text
+
+
+async def test_a_caller_cancelled_just_as_its_turn_comes_passes_the_place_on() -> None:
+    admission = Admission(["worker"], 2)
+    order: list[int] = []
+
+    async def hold(number: int) -> None:
+        async with admission.place(lambda place: None):
+            order.append(number)
+            await asyncio.Future()
+
+    async with running(hold(0)) as first, running(hold(1)) as second, running(hold(2)):
+        first.cancel()
+        await asyncio.sleep(0)
+        second.cancel()
+        await settle()
+
+        assert order[0] == 0
+        assert order[-1] == 2
+
+
+async def test_a_full_queue_says_so() -> None:
+    admission = Admission(["worker"], 0)
+    async with admission.place(lambda place: None):
+        with pytest.raises(AppError) as busy:
+            async with admission.place(lambda place: None):
+                pass
+
+    assert busy.value.code == "server_busy"
