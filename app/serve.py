@@ -54,6 +54,18 @@ def uvicorn_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
+class AnnouncingServer(uvicorn.Server):
+    """Tells where the page is, once it can be fetched."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+
 def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
     """Serve until a signal comes. on_url: told where the page is.
 
@@ -68,10 +80,10 @@ def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
     factory = LoadEngine(settings.model, settings.device, settings.threads or default_threads())
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings, factory, on_failure=give_up)
-        server = uvicorn.Server(uvicorn_config(app))
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        on_url(f"http://{host}:{listener.getsockname()[1]}")
+        url = f"http://{host}:{listener.getsockname()[1]}"
+        server = AnnouncingServer(uvicorn_config(app), lambda: on_url(url))
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is down
             server.run(sockets=[listener])
     if failures:

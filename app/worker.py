@@ -100,6 +100,10 @@ def run_worker(line: Connection, factory: EngineFactory, threads: int, log_level
         _serve(line, factory)
     except (EOFError, OSError):
         log.debug("the server hung up")
+    # Taking torch apart takes a second or more, and there is nothing left to save.
+    line.close()
+    logging.shutdown()
+    os._exit(0)
 
 
 def _serve(line: Connection, factory: EngineFactory) -> None:

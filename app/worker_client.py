@@ -134,7 +134,7 @@ class WorkerClient:
             if isinstance(reply, Ready):
                 self._greet(reply, loaded)
             elif isinstance(reply, Failed):
-                if reply.trace or loaded.done():
+                if reply.trace or self.health is Health.RECOVERING:
                     log.error("worker cannot load: %s%s", reply.error, "\n" + reply.trace if reply.trace else "")
                 if not loaded.done():
                     loaded.set_exception(reply.error)
@@ -148,9 +148,11 @@ class WorkerClient:
             self.health = Health.RECOVERING
             self.restarts += 1
             self._on_restart()
-            log.warning("worker ended with code %s; starting it again", self._process.exitcode)
+            log.warning("worker ended with code %s", self._process.exitcode)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._pause_s)
+                break
+            log.info("starting the worker again")
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         self.health = Health.STOPPED
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -69,3 +70,32 @@ def test_a_model_that_is_missing_is_one_clear_line(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["while the model loads", "when all is ready"])
+def test_ctrl_c_ends_a_server_quietly(moment: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
+    ) as server:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        while moment == "when all is ready" and said and "ready: model" not in said:
+            said = server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        rest = server.stdout.read()
+
+    assert said
+    assert server.returncode == 0
+    assert rest == ""
+
+
+def test_the_doctor_names_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
+    ended = _run("doctor", "--model", str(tmp_path), COLUMNS="200")
+
+    assert ended.returncode == 1
+    assert re.search(r"ok +torch +\d", ended.stdout)
+    assert re.search(r"missing +weights +.* Name a model folder", ended.stdout)
