@@ -106,7 +106,7 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 16
+    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 8
 ) -> PocketCodec:
     """Train until the budget is spent; returns the EMA codec in eval mode."""
     codec = PocketCodec(config.codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

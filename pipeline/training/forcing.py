@@ -1,7 +1,8 @@
 """Teacher forcing in one pass: clean past and noisy chunks side by side, each looking where the KV cache would let it.
 
-The sequence is [clean chunks | noisy chunks]. A clean token looks at clean chunks up to its own; a noisy token looks
-at the clean chunks before its own and at its own noisy chunk. The clean half runs at t = 0, as the cache pass does.
+The sequence is [clean chunks but the last | noisy chunks]. A clean token looks at clean chunks up to its own; a noisy
+token looks at the clean chunks before its own and at its own noisy chunk. Clean chunks run at t = 0, as the cache pass
+does; the last one is nobody's past.
 """
 
 import torch
@@ -12,19 +13,19 @@ from pipeline.student import Student, TextKV, attention, rotate
 
 
 class ForcedAttention:
-    """Chunk by chunk, so no work goes into pairs that a mask would throw away (3.2 times less at four chunks)."""
+    """Chunk by chunk, so no work goes into pairs that a mask would throw away. `past` clean chunks come first."""
 
-    def __init__(self, rows: Tensor, chunks: int) -> None:
-        self.rows, self.chunks = rows, chunks
+    def __init__(self, rows: Tensor, past: int) -> None:
+        self.rows, self.past = rows, past
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [part.chunk(2 * self.chunks, 1) for part in (rotate(q, self.rows), rotate(k, self.rows), v)]
+        parts = [part.chunk(2 * self.past + 1, 1) for part in (rotate(q, self.rows), rotate(k, self.rows), v)]
         queries, keys, values = parts
         out = []
         for place, query in enumerate(queries):
             # Clean chunk i sees clean 0..i; noisy chunk i sees clean 0..i-1 and itself.
-            noisy = place >= self.chunks
-            seen = [*range(place - self.chunks), place] if noisy else [*range(place + 1)]
+            noisy = place >= self.past
+            seen = [*range(place - self.past), place] if noisy else [*range(place + 1)]
             out.append(
                 attention(query, torch.cat([keys[at] for at in seen], 1), torch.cat([values[at] for at in seen], 1))
             )
@@ -40,19 +41,21 @@ def teacher_forced(
     config: ModelConfig,
 ) -> Tensor:
     """Flow of the noisy frames. sigmas_BK: a level per chunk. text: batch B * K, a prompt per chunk."""
-    frames = clean_BTCHW.shape[1]
-    chunks = frames // config.chunk
-    rows = student.rope_rows(list(range(frames)), config.grid).repeat(1, 2, 1, 1)
-    noisy_t = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
-    timesteps = torch.cat([torch.zeros_like(noisy_t), noisy_t], 1)
-    both = torch.cat([clean_BTCHW, noisy_BTCHW], 1)
-    return student(both, timesteps, doubled(text, chunks), ForcedAttention(rows, chunks))[:, frames:]
+    past = sigmas_BK.shape[1] - 1
+    clean = clean_BTCHW[:, : past * config.chunk]
+    frames = [*range(clean.shape[1]), *range(noisy_BTCHW.shape[1])]
+    timesteps = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
+    timesteps = torch.cat([torch.zeros_like(timesteps[:, : clean.shape[1]]), timesteps], 1)
+    attend = ForcedAttention(student.rope_rows(frames, config.grid), past)
+    both = torch.cat([clean, noisy_BTCHW], 1)
+    return student(both, timesteps, _both(text, past), attend)[:, clean.shape[1] :]
 
 
-def doubled(text: TextKV, chunks: int) -> TextKV:
-    """The same prompts serve both halves: batch B * K -> B * 2 K."""
+def _both(text: TextKV, past: int) -> TextKV:
+    """A prompt serves its clean and its noisy chunk: batch B * (past + 1) -> B * (2 past + 1)."""
 
-    def twice(part: Tensor) -> Tensor:
-        return part.unflatten(0, (-1, chunks)).repeat(1, 2, 1, 1, 1).flatten(0, 1)
+    def both(part: Tensor) -> Tensor:
+        grouped = part.unflatten(0, (-1, past + 1))
+        return torch.cat([grouped[:, :past], grouped], 1).flatten(0, 1)
 
-    return [(twice(key), twice(value)) for key, value in text]
+    return [(both(key), both(value)) for key, value in text]
