@@ -5,6 +5,7 @@ Every error that a person can act on is one line and exit code 2; Ctrl-C ends an
 
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -181,7 +182,13 @@ def _settings(**flags: Any) -> Settings:
         ) from error
 
 
+def _end(number: int, _: object) -> None:
+    """Ended by a signal like any other end: half-written files are cleared away."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except SPOKEN as error:

@@ -1,10 +1,12 @@
 """The settings of a server: few, typed, strict. Only `app.cli` makes one; nothing else reads the environment."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.worker import default_threads
 
 
 class Settings(BaseSettings):
@@ -19,7 +21,27 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=256, description="none: by the cores this process may use")
     workers: int = Field(1, ge=1, le=16, description="worker processes; each serves one viewer at a time")
     queue: int = Field(4, ge=0, le=64, description="viewers who may wait for a place")
-    ice_servers: tuple[str, ...] = Field((), description="STUN or TURN addresses for peers and page")
+    ice_servers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="like stun:host:3478, with commas between"
+    )
     silent_s: float = Field(15.0, gt=0, description="a connection that says nothing for this long is closed")
     connect_s: float = Field(20.0, gt=0, description="a peer whose media does not connect in this time is closed")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def chosen_threads(self) -> int:
+        """Of each worker."""
+        return self.threads or default_threads(self.workers)
+
+    @field_validator("ice_servers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("ice_servers")
+    @classmethod
+    def _check(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not url.startswith(("stun:", "turn:", "turns:")):
+                raise ValueError("an ICE server begins with stun: or turn:")
+        return urls

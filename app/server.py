@@ -24,7 +24,7 @@ from app.errors import SPOKEN, AppError, error_message
 from app.lag import LagMonitor
 from app.metrics import Metrics
 from app.session import ChannelClosedError, House, PeerLike, Session, State, defaults, describe
-from app.worker import EngineFactory, default_threads
+from app.worker import EngineFactory
 from app.worker_client import Health, WorkerClient
 from streaming.peer import Peer
 from streaming.rates import tune_encoders
@@ -54,10 +54,10 @@ class SocketChannel:
         return message.get("text") or ""
 
     def send(self, message: dict[str, Any]) -> None:
-        if self._unsent.full():
-            self._writer.cancel()
-        else:
+        if not self._unsent.full():
             self._unsent.put_nowait(message)
+        elif not self._writer.cancelling():
+            self._writer.cancel()
 
     async def close(self) -> None:
         """Say what is left, then hang up."""
@@ -86,7 +86,7 @@ class Stage:
         self.workers = [
             WorkerClient(
                 factory,
-                threads=settings.threads or default_threads(),
+                threads=settings.chosen_threads,
                 log_level=settings.log_level,
                 on_restart=self.metrics.worker_restarts.inc,
             )

@@ -76,10 +76,10 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_threads() -> int:
+def default_threads(workers: int = 1) -> int:
     """Two threads on two cores; beyond that one core stays with the event loop and the encoder, and four is enough."""
     cores = usable_cores()
-    return cores if cores <= 2 else min(4, cores - 1)
+    return max(1, min(4, (cores if cores <= 2 else cores - 1) // workers))
 
 
 def calm_openmp(threads: int) -> None:

@@ -39,6 +39,7 @@ def test_help_names_every_command() -> None:
     [
         (("serve", "--port", "99999"), {}, "setting_invalid"),
         (("serve",), {"STILLSTREAM_PORT": "eight"}, "setting_invalid"),
+        (("serve",), {"STILLSTREAM_ICE_SERVERS": "nonsense"}, "setting_invalid"),
         (("serve", "--host", "203.0.113.1"), {}, "address_unusable"),
     ],
 )
