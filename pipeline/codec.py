@@ -92,7 +92,7 @@ class CodecMemory:
 
 
 class PocketCodec(nn.Module):
-    """Pictures are float in [-1, 1], (B, T, 3, H, W); latents are about unit normal, (B, T / frames, C, H / s, W / s)."""
+    """Pictures: float in [-1, 1], (B, T, 3, H, W). Latents: about unit normal, (B, T / frames, C, H / s, W / s)."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -105,9 +105,7 @@ class PocketCodec(nn.Module):
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
         """T must be a multiple of `frames`. Returns latents_BTCHW."""
         batch, count, _, height, width = frames_BTCHW.shape
-        assert count % self.config.frames == 0, (
-            f"{count} frames do not fill latent frames of {self.config.frames}"
-        )
+        assert count % self.config.frames == 0, f"{count} frames do not fill latent frames of {self.config.frames}"
         grouped = frames_BTCHW.reshape(-1, 3 * self.config.frames, height, width)
         latents = self.normalise(self.encoder(grouped.contiguous(memory_format=torch.channels_last)))
         return latents.reshape(batch, count // self.config.frames, *latents.shape[1:])
@@ -140,14 +138,7 @@ class PocketCodec(nn.Module):
 def frames_to_pixels(frames_TCHW: Tensor) -> Tensor:
     """[-1, 1] float TCHW -> uint8 THWC."""
     return (
-        frames_TCHW.float()
-        .add(1)
-        .mul(127.5)
-        .round_()
-        .clamp_(0, 255)
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
+        frames_TCHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     )
 
 

@@ -115,9 +115,7 @@ _PARTS = {
 def load_config(path: Path) -> ModelConfig:
     """Read a config.json. Raises PipelineError (`config_missing`, `config_invalid`)."""
     if not path.is_file():
-        raise PipelineError(
-            "config_missing", f"There is no model configuration at {path}.", "Name a model folder."
-        )
+        raise PipelineError("config_missing", f"There is no model configuration at {path}.", "Name a model folder.")
     try:
         raw = json.loads(path.read_text())
         parts = {name: _build(kind, raw.pop(name, {})) for name, kind in _PARTS.items()}

@@ -77,9 +77,7 @@ class CachedAttention:
         keys = torch.cat((past_k, rotate(k, self.rows)), 1)
         out = attention(rotate(q, self.rows), keys, torch.cat((past_v, v), 1))
         if self.writing:
-            self.cache.write(
-                layer, k[0].unflatten(0, (-1, self.tokens)), v[0].unflatten(0, (-1, self.tokens))
-            )
+            self.cache.write(layer, k[0].unflatten(0, (-1, self.tokens)), v[0].unflatten(0, (-1, self.tokens)))
         return out
 
 
@@ -114,9 +112,7 @@ class Student(nn.Module):
         pairs = []
         for block in self.model.blocks:
             attn = block.attn2
-            pairs.append(
-                (attn.norm_k(attn.to_k(text)).unflatten(2, heads), attn.to_v(text).unflatten(2, heads))
-            )
+            pairs.append((attn.norm_k(attn.to_k(text)).unflatten(2, heads), attn.to_v(text).unflatten(2, heads)))
         return pairs
 
     def forward(self, latents_BTCHW: Tensor, timesteps_BT: Tensor, text: TextKV, attend: Attend) -> Tensor:

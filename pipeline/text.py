@@ -21,9 +21,7 @@ class TextEncoder(nn.Module):
         self.table = nn.Embedding(FIRST_WORD + len(config.words), dim)
         self.places = nn.Parameter(torch.randn(config.length, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(dim, config.heads, 4 * dim, 0.0, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(
-            layer, config.layers, nn.LayerNorm(dim), enable_nested_tensor=False
-        )
+        self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(dim), enable_nested_tensor=False)
 
     def words(self, prompt: str) -> list[str]:
         return [match.group() for match in _WORD.finditer(prompt.lower())]

@@ -58,13 +58,16 @@ def verify(folder: Path) -> None:
 
 
 def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module, student: nn.Module) -> None:
-    """Write a model folder that `load_parts` reads."""
+    """Write a model folder that `load_parts` reads. Stored in half precision, computed in single."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json() + "\n")
     digests = {}
     for name, module in zip(PARTS, (codec, text, student), strict=True):
         path = folder / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
+        values = {
+            key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()
+        }
+        save_file({key: value.contiguous() for key, value in values.items()}, path)
         digests[path.name] = _digest(path)
     (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")
 

@@ -70,7 +70,7 @@ def encode_clips(config: ModelConfig, codec: PocketCodec, folder: Path, *, count
     path, lines = folder / "latents.npy", folder / "scenes.jsonl"
     done = len(lines.read_text().splitlines()) if lines.is_file() and path.is_file() else 0
     mode = "r+" if done else "w+"
-    latents = np.lib.format.open_memmap(path, mode, np.float16, shape)  # type: ignore[no-untyped-call]
+    latents = np.lib.format.open_memmap(path, mode, np.float16, shape)
     loader = DataLoader(Plans(config, seed, count), 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
     with lines.open("a" if done else "w") as out:
         for pictures, scenes in progress(loader, description="clips       "):

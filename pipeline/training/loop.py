@@ -113,7 +113,7 @@ class Trainer:
         return self.settings.learning_rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def fit(self, loss: Loss, sample: Callable[[], None] | None = None) -> None:
-        """Train until the budget is spent. Raises PipelineError `loss_not_finite` and keeps the last good checkpoint."""
+        """Train until the budget is spent. Raises PipelineError `loss_not_finite`; the last good checkpoint stays."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         writer = SummaryWriter(str(self.folder), purge_step=self.step)
@@ -125,7 +125,7 @@ class Trainer:
         )
         saved_s = self.trained_s
         with Progress(*columns) as progress:
-            task = progress.add_task("", total=self.settings.budget_s, completed=self.trained_s, note="")
+            task = progress.add_task("", total=self.settings.budget_s, completed=int(self.trained_s), note="")
             while not self.done:
                 started = time.perf_counter()
                 scalars = self._advance(loss)

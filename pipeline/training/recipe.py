@@ -4,41 +4,75 @@ Stages: autoencoder -> clips -> teacher -> student -> export. Each has its own f
 the budget; what is there already is kept, so the same command goes on where it was stopped.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig, TextConfig
+from pipeline.errors import PipelineError
 from pipeline.training import captions
 from pipeline.training.autoencoder import train_autoencoder
+from pipeline.training.clips import Clips, encode_clips
+from pipeline.training.look import look
 from pipeline.training.loop import StageSettings
+from pipeline.training.student import train_student
+from pipeline.training.teacher import train_teacher
+from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "export")
-SHARES = {"autoencoder": 0.25, "teacher": 0.45, "student": 0.3}
+SHARES = {"autoencoder": 0.25, "teacher": 0.45, "student": 0.30}
 DEFAULT_BUDGET_S = 6000.0
-CLIP_COUNT = 6000
+CLIP_COUNT = 4000
+EXAMPLES = (
+    "a red ball bounces on the beach",
+    "a blue fish moves left under water, neon style",
+    "a yellow star circles over the city at night",
+    "an orange robot sways on a stage in front of an audience",
+    "a pink heart moves right in the snow, pastel",
+    "a green flower stands still in the park, pencil sketch",
+)
 
 
 def pocket_config() -> ModelConfig:
     """The configuration of the embedded model."""
-    return ModelConfig(text=TextConfig(words=captions.WORDS))
+    return ModelConfig(examples=EXAMPLES, text=TextConfig(words=captions.WORDS))
 
 
 def run(out: Path, budget_s: float | None = None, stage: str | None = None, threads: int | None = None) -> None:
-    """Train up to and including `stage` (default: all)."""
+    """Train up to and including `stage` (default: all). budget_s: seconds of training in all, rendering not counted.
+
+    Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`.
+    """
+    if stage is not None and stage not in STAGES:
+        raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
+    total_s = DEFAULT_BUDGET_S if budget_s is None else budget_s
+    if total_s <= 0:
+        raise PipelineError("budget_invalid", f"A budget of {total_s} s trains nothing.", "Give a positive time.")
     if threads is not None:
         torch.set_num_threads(threads)
-    total_s = budget_s or DEFAULT_BUDGET_S
     config = pocket_config()
-    wanted = STAGES[: STAGES.index(stage) + 1] if stage else STAGES
-    codec = _codec(config, out, total_s)
-    if wanted[-1] == "autoencoder":
+    last = STAGES.index(stage) if stage else len(STAGES) - 1
+
+    def settings(name: str, learning_rate: float, ema: float) -> StageSettings:
+        return StageSettings(SHARES[name] * total_s, learning_rate, ema=ema)
+
+    codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998))
+    if last < STAGES.index("clips"):
         return
-    raise SystemExit(repr(codec.config))
-
-
-def _codec(config: ModelConfig, out: Path, total_s: float) -> PocketCodec:
-    settings = StageSettings(SHARES["autoencoder"] * total_s, learning_rate=6e-4)
-    return train_autoencoder(config, out / "autoencoder", replace(settings, ema=0.998))
+    encode_clips(config, codec, out / "clips", count=CLIP_COUNT, seed=11)
+    if last < STAGES.index("teacher"):
+        return
+    clips = Clips(out / "clips", seed=12)
+    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.999))
+    many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
+    look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
+    if last < STAGES.index("student"):
+        return
+    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.99))
+    look(config, codec, student.text, student.student, out / "student" / "look.png")
+    if last < STAGES.index("export"):
+        return
+    export(out / "export", config, codec, student.text, student.student)
+    (out / "export" / "training.json").write_text(json.dumps({"budget_s": total_s, "shares": SHARES}, indent=2) + "\n")

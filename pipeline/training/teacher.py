@@ -50,7 +50,7 @@ def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
 
 
 def train_teacher(
-    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 16
+    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 8
 ) -> Denoiser:
     torch.manual_seed(2)
     teacher = Denoiser(config)

@@ -1,0 +1,65 @@
+"""Stage 3: the few-step student, by causal consistency distillation of the guided teacher.
+
+On one trajectory of the teacher, every level must lead to the same clean latents: the student at level n is pulled to
+what it says at level n - 1, which the teacher reaches from n in one guided Euler step. The past is the true one,
+noised, under the same positions and the same cache rule as at inference.
+Source: consistency models (Song et al. 2023) with classifier-free guidance inside (LCM, Luo et al. 2023), on flow
+matching, chunk by chunk.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelConfig
+from pipeline.sampler import clean_from_flow, mix, shifted
+from pipeline.training.clips import CHUNKS, Clips
+from pipeline.training.forcing import teacher_forced
+from pipeline.training.loop import StageSettings, Trainer
+from pipeline.training.teacher import Denoiser, average, noised_past, per_frame
+
+LEVELS = 24
+GUIDANCE = 2.5
+
+
+def train_student(
+    config: ModelConfig, clips: Clips, teacher: Denoiser, folder: Path, settings: StageSettings, *, batch: int = 8
+) -> Denoiser:
+    """Distil until the budget is spent; the text encoder stays the teacher's."""
+    denoiser = Denoiser(config)
+    denoiser.load_state_dict(teacher.state_dict())
+    denoiser.text.requires_grad_(False)
+    trainer = Trainer("student", folder, denoiser, settings)
+    denoiser.train()
+    table = torch.tensor([shifted(place / LEVELS, config.sampler.shift) for place in range(LEVELS + 1)])
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(step)
+        clean, prompts = clips.batch(step + 10**6, batch)
+        place = torch.randint(1, LEVELS + 1, (batch, CHUNKS), generator=generator)
+        high, low = table[place], table[place - 1]
+        noise = torch.randn(clean.shape, generator=generator)
+        past = noised_past(clean, generator)
+        noisy = mix(clean, noise, per_frame(high, config))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                named, bare = (
+                    teacher.student.text_kv(teacher.text(teacher.text.tokenize(texts)))
+                    for texts in (prompts, [""] * len(prompts))
+                )
+                told = teacher_forced(teacher.student, past, noisy, high, named, config).float()
+                free = teacher_forced(teacher.student, past, noisy, high, bare, config).float()
+                flow = free + GUIDANCE * (told - free)
+                nearer = noisy + per_frame(low - high, config) * flow
+                text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
+                said = teacher_forced(denoiser.student, past, nearer, low, text, config).float()
+                target = clean_from_flow(nearer, said, per_frame(low, config))
+            text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
+            flow = teacher_forced(denoiser.student, past, noisy, high, text, config).float()
+        made = clean_from_flow(noisy, flow, per_frame(high, config))
+        error = (made - target).square().mean((2, 3, 4))
+        return (error + 1e-3).sqrt().mean(), {"squared": error.mean().item()}
+
+    trainer.fit(loss)
+    return average(config, trainer)
