@@ -138,12 +138,15 @@ def train(
         "runs/pocket"
     ),
     budget_minutes: Annotated[float | None, typer.Option(help="Stop in time; a second run goes on from there.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Only this stage of the recipe.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stop after this stage of the recipe.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Train the pocket student on the procedural world. Resumes where it was stopped."""
+    chosen = threads or default_threads()
+    calm_openmp(chosen)
     from pipeline.training.recipe import run
 
-    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage)
+    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage, chosen)
 
 
 @app.command()

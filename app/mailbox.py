@@ -24,7 +24,7 @@ class Order:
     """What to make next: a snapshot taken when a slot was free. fresh: the stream starts again from its seed."""
 
     controls: Controls
-    source_THWC: np.ndarray | None = None  # noqa: N815
+    source_THWC: np.ndarray | None = None
     fresh: bool = False
 
 

@@ -21,9 +21,11 @@ import static
 from app.admission import Admission
 from app.config import Settings
 from app.errors import SPOKEN, AppError, error_message
+from app.house import ChannelClosedError, House, PeerLike, defaults, describe
 from app.lag import LagMonitor
 from app.metrics import Metrics
-from app.session import ChannelClosedError, House, PeerLike, Session, State, defaults, describe
+from app.session import Session
+from app.states import State
 from app.worker import EngineFactory
 from app.worker_client import Health, WorkerClient
 from streaming.peer import Peer

@@ -7,20 +7,17 @@ messages. Knows neither torch nor the socket: a `Channel` carries its words.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from time import monotonic
-from typing import Any, Protocol
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
 
-from app.admission import Admission
 from app.camera import Camera
 from app.errors import INTERNAL, SPOKEN, AppError, error_message
-from app.feed import Feed, Track, Worker
+from app.feed import Feed, Worker
+from app.house import Channel, ChannelClosedError, House, PeerLike, defaults, describe
 from app.mailbox import Inbox, Made
-from app.metrics import Metrics
+from app.states import MOVES, State
 from pipeline.chunk import Controls
-from pipeline.config import ModelConfig
 from pipeline.errors import PipelineError
 from streaming.messages import (
     CandidateMessage,
@@ -40,71 +37,6 @@ MEDIA_UNREACHABLE = AppError(
     "The video connection could not be made.",
     "A firewall may be in the way: try another network, or set up a TURN server.",
 )
-
-
-class State(StrEnum):
-    WAITING = "waiting"
-    CONNECTING = "connecting"
-    LIVE = "live"
-    PAUSED = "paused"
-    RECOVERING = "recovering"
-    CLOSED = "closed"
-
-
-MOVES: dict[State, frozenset[State]] = {
-    State.WAITING: frozenset({State.CONNECTING, State.CLOSED}),
-    State.CONNECTING: frozenset({State.LIVE, State.PAUSED, State.RECOVERING, State.CLOSED}),
-    State.LIVE: frozenset({State.PAUSED, State.RECOVERING, State.CLOSED}),
-    State.PAUSED: frozenset({State.LIVE, State.RECOVERING, State.CLOSED}),
-    State.RECOVERING: frozenset({State.LIVE, State.PAUSED, State.CLOSED}),
-    State.CLOSED: frozenset(),
-}
-"""Legal moves. A state may always stay what it is."""
-
-
-class ChannelClosedError(Exception):
-    """The page has gone."""
-
-
-class Channel(Protocol):
-    """A page that can be spoken to. send never waits."""
-
-    async def receive(self) -> str: ...
-    def send(self, message: dict[str, Any]) -> None: ...
-
-
-class PeerLike(Protocol):
-    """What a session asks of `streaming.peer.Peer`."""
-
-    @property
-    def track(self) -> "CountingTrack": ...
-    async def answer(self, offer_sdp: str) -> str: ...
-    async def add_candidate(self, candidate: dict[str, Any] | None) -> None: ...
-    async def close(self) -> None: ...
-
-
-class CountingTrack(Track, Protocol):
-    frames_shown: int
-    frames_dropped: int
-
-    @property
-    def queue_frames(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class House:
-    """What all sessions of a server share."""
-
-    config: ModelConfig
-    admission: Admission[Any]
-    make_peer: Callable[..., PeerLike]
-    metrics: Metrics = field(default_factory=Metrics)
-    lag_ms: Callable[[], float] = lambda: 0.0
-    ice_servers: Sequence[str] = ()
-    silent_s: float = 15.0
-    connect_s: float = 20.0
-    clock: Callable[[], float] = monotonic
-    sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
 
 
 @dataclass
@@ -138,8 +70,12 @@ class Session:
 
     async def run(self) -> None:
         """Serve the page until it goes or the stream cannot go on."""
-        self._house.metrics.sessions.inc()
-        log.info("session %s opened", self.name)
+        with self._house.metrics.sessions.track_inprogress():
+            log.info("session %s opened", self.name)
+            await self._run()
+            log.info("session %s closed", self.name)
+
+    async def _run(self) -> None:
         self._send("welcome", **self._welcome())
         self._start(self._listen())
         self._start(self._end_if_silent())
@@ -154,8 +90,6 @@ class Session:
             if self._peer is not None:
                 await self._peer.close()
             self._move(State.CLOSED)
-            self._house.metrics.sessions.dec()
-            log.info("session %s closed", self.name)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -379,15 +313,3 @@ class Session:
             "ice_servers": self._ice_servers(),
             "defaults": defaults(config),
         }
-
-
-def describe(config: ModelConfig) -> dict[str, Any]:
-    """The model as the page needs to know it."""
-    names = ("name", "width", "height", "fps", "frames_per_chunk", "prompt_limit")
-    return {name: getattr(config, name) for name in names} | {"examples": list(config.examples)}
-
-
-def defaults(config: ModelConfig) -> dict[str, Any]:
-    """What is drawn until the page says otherwise."""
-    start = Controls(prompt=config.examples[0] if config.examples else "")
-    return {"prompt": start.prompt, "seed": start.seed, "strength": start.strength}

@@ -12,7 +12,9 @@ import pytest
 
 from app.admission import Admission
 from app.errors import AppError
-from app.session import MOVES, ChannelClosedError, House, Session, State
+from app.house import ChannelClosedError, House
+from app.session import Session
+from app.states import MOVES, State
 from tests.app.fakes import COLOURS, CONFIG, FakeClock, FakePage, FakePeer, FakeTrack, FakeWorker, running, settle
 
 
