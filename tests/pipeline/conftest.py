@@ -1,10 +1,25 @@
 """A tiny real model: every size small, every mechanism there."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import nn
 
+from pipeline.codec import PocketCodec
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, StudentConfig, TextConfig
+from pipeline.engine import Engine
 from pipeline.student import Student
+from pipeline.text import TextEncoder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A pool that spins on contended cores costs more than these sizes do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +30,7 @@ def config() -> ModelConfig:
         height=64,
         fps=16,
         chunk=2,
+        prompt_limit=40,
         student=StudentConfig(
             num_attention_heads=2,
             attention_head_dim=12,
@@ -31,11 +47,35 @@ def config() -> ModelConfig:
     )
 
 
+def stir(module: nn.Module, std: float) -> None:
+    """Weights that start at zero would hide what the layers do."""
+    for name, value in module.named_parameters():
+        if "scale_shift" not in name and value.ndim > 1:
+            torch.nn.init.normal_(value, std=std)
+
+
 @pytest.fixture(scope="session")
 def student(config: ModelConfig) -> Student:
     torch.manual_seed(0)
     made = Student(config.student).eval().requires_grad_(False)
-    for name, value in made.named_parameters():
-        if "scale_shift" not in name and value.ndim > 1:
-            torch.nn.init.normal_(value, std=0.2)
+    stir(made, 0.2)
     return made
+
+
+@pytest.fixture(scope="session")
+def codec(config: ModelConfig) -> PocketCodec:
+    torch.manual_seed(1)
+    made = PocketCodec(config.codec).eval().requires_grad_(False)
+    stir(made, 0.1)
+    return made
+
+
+@pytest.fixture(scope="session")
+def text(config: ModelConfig) -> TextEncoder:
+    torch.manual_seed(2)
+    return TextEncoder(config.text, config.student.text_dim).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def engine(config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student) -> Engine:
+    return Engine(config, codec, text, student)

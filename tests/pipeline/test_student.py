@@ -3,7 +3,7 @@ from torch import Tensor
 
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, MaskedAttention, Student, attention, rotate
+from pipeline.student import CachedAttention, Student, attention, rotate
 
 
 def draw(config: ModelConfig, frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -18,9 +18,7 @@ def empty_cache(config: ModelConfig, cache: CacheConfig | None = None) -> KVCach
     return KVCache(cache or config.cache, shape.num_layers, config.tokens_per_frame, *heads)
 
 
-def push(
-    student: Student, config: ModelConfig, cache: KVCache, chunk: Tensor, text: Tensor, sigma: float
-) -> Tensor:
+def push(student: Student, config: ModelConfig, cache: KVCache, chunk: Tensor, text: Tensor, sigma: float) -> Tensor:
     """A denoise pass at sigma and then the cache pass on the same latents; returns the denoise pass's flow."""
     attend = CachedAttention(cache, student, config.grid, chunk.shape[1])
     kv = student.text_kv(text)
@@ -31,21 +29,15 @@ def push(
     return flow
 
 
-def test_one_chunk_without_a_past_equals_the_stock_diffusers_model(
-    student: Student, config: ModelConfig
-) -> None:
+def test_one_chunk_without_a_past_equals_the_stock_diffusers_model(student: Student, config: ModelConfig) -> None:
     latents, text = draw(config, 2)
-    stock = student.model(latents.transpose(1, 2), torch.tensor([937.5]), text, return_dict=False)[
-        0
-    ].transpose(1, 2)
+    stock = student.model(latents.transpose(1, 2), torch.tensor([937.5]), text, return_dict=False)[0].transpose(1, 2)
     attend = CachedAttention(empty_cache(config), student, config.grid, 2)
     ours = student(latents, torch.tensor([[937.5]]), student.text_kv(text), attend)
     torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)
 
 
-def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(
-    student: Student, config: ModelConfig
-) -> None:
+def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(student: Student, config: ModelConfig) -> None:
     latents, text = draw(config, 6)
     owner = torch.arange(6).div(2, rounding_mode="floor").repeat_interleave(config.tokens_per_frame)
     mask = owner[:, None] >= owner[None]
@@ -65,9 +57,7 @@ def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(
     for block in student.model.blocks:
         block.attn1.set_processor(BlockCausal())
     # The past is written at t = 0, so the stock model sees every token at t = 0 too.
-    stock = student.model(latents.transpose(1, 2), torch.tensor([0.0]), text, return_dict=False)[0].transpose(
-        1, 2
-    )
+    stock = student.model(latents.transpose(1, 2), torch.tensor([0.0]), text, return_dict=False)[0].transpose(1, 2)
     for block, processor in zip(student.model.blocks, stock_processors, strict=True):
         block.attn1.set_processor(processor)
 
@@ -104,9 +94,7 @@ def test_no_chunk_sees_the_future(student: Student, config: ModelConfig) -> None
     latents, text = draw(config, 4)
     changed = latents.clone()
     changed[:, 2:] += 1
-    first = [
-        push(student, config, empty_cache(config), clip[:, :2], text, 0.5) for clip in (latents, changed)
-    ]
+    first = [push(student, config, empty_cache(config), clip[:, :2], text, 0.5) for clip in (latents, changed)]
     assert torch.equal(first[0], first[1])
 
 
@@ -122,9 +110,7 @@ def test_a_denoise_pass_leaves_the_cache_untouched(student: Student, config: Mod
     assert cache.written == before[2]
 
 
-def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(
-    student: Student, config: ModelConfig
-) -> None:
+def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(student: Student, config: ModelConfig) -> None:
     """Window-relative positions: after ten chunks the past is the sink and the newest window, whatever came between."""
     latents, text = draw(config, 20)
     cache = empty_cache(config)

@@ -1,0 +1,137 @@
+"""Schedules by their published numbers, noise by its key, and a sampler that an exact flow brings home."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline.config import SamplerConfig
+from pipeline.sampler import clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted
+
+WAN = SamplerConfig(shift=5.0, steps=(1000, 750, 500, 250))
+SHAPE = (1, 2, 4, 3, 5)
+
+
+def test_shift_five_gives_the_levels_of_self_forcing_with_fractional_timesteps() -> None:
+    assert levels(WAN) == pytest.approx([1.0, 0.9375, 5 / 6, 0.625])
+    assert [1000 * sigma for sigma in levels(WAN)] == pytest.approx([1000.0, 937.5, 833.333333, 625.0])
+
+
+def test_shift_one_leaves_the_steps_where_they_are() -> None:
+    assert levels(SamplerConfig(shift=1.0)) == [1.0, 0.75, 0.5, 0.25]
+
+
+@given(position=st.floats(0, 1), shift=st.floats(1, 20))
+def test_a_shift_only_moves_towards_noise_and_keeps_both_ends(position: float, shift: float) -> None:
+    assert position - 1e-12 <= shifted(position, shift) <= 1
+    assert shifted(0, shift) == 0
+    assert shifted(1, shift) == 1
+
+
+def test_part_way_starts_run_from_the_strength_down_through_the_lower_levels() -> None:
+    assert levels_from(WAN, 0.0) == []
+    assert levels_from(WAN, 1.0) == levels(WAN)
+    assert levels_from(WAN, 0.9) == pytest.approx([0.9, 5 / 6, 0.625])
+    assert levels_from(WAN, 0.9375) == pytest.approx([0.9375, 5 / 6, 0.625])
+    assert levels_from(WAN, 0.1) == [0.1]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25, 0.9375, 1.0])
+def test_clean_from_flow_undoes_mix(sigma: float) -> None:
+    clean, noise = draw_noise(SHAPE, 1, 0, 0), draw_noise(SHAPE, 2, 0, 0)
+    noisy = mix(clean, noise, sigma)
+    torch.testing.assert_close(clean_from_flow(noisy, noise - clean, sigma), clean, atol=1e-6, rtol=0)
+
+
+def test_mix_goes_from_clean_to_noise() -> None:
+    clean, noise = draw_noise(SHAPE, 1, 0, 0), draw_noise(SHAPE, 2, 0, 0)
+    assert torch.equal(mix(clean, noise, 0.0), clean)
+    assert torch.equal(mix(clean, noise, 1.0), noise)
+
+
+def test_noise_is_a_pure_function_of_its_key() -> None:
+    first = draw_noise(SHAPE, 7, 3, 1)
+    torch.manual_seed(99)
+    draw_noise(SHAPE, 8, 0, 0)
+    assert torch.equal(draw_noise(SHAPE, 7, 3, 1), first)
+    assert first.shape == SHAPE
+    assert first.dtype == torch.float32
+
+
+def test_every_seed_chunk_and_step_has_its_own_noise() -> None:
+    keys = [(seed, chunk, step) for seed in (0, 1, 2**31 - 1) for chunk in (0, 1, 2, 10**9) for step in range(4)]
+    rows = torch.stack([draw_noise((64,), *key) for key in keys])
+    likeness = torch.corrcoef(rows) - torch.eye(len(keys))
+    assert likeness.abs().max() < 0.6
+
+
+def test_noise_is_unit_normal() -> None:
+    noise = draw_noise((200_000,), 7, 0, 0)
+    assert noise.mean().abs() < 0.01
+    assert (noise.std() - 1).abs() < 0.01
+    assert ((noise.abs() < 1).float().mean() - 0.6827).abs() < 0.01
+    assert (noise[1:] * noise[:-1]).mean().abs() < 0.01
+
+
+class Oracle:
+    """Knows the clean latents, so its flow is exact; keeps what it was asked."""
+
+    def __init__(self, clean: Tensor) -> None:
+        self.clean = clean
+        self.asked: list[tuple[float, int]] = []
+
+    def __call__(self, noisy: Tensor, sigma: float, step: int) -> Tensor:
+        self.asked.append((sigma, step))
+        return (noisy - self.clean) / sigma
+
+
+def noise_of(step: int) -> Tensor:
+    return draw_noise(SHAPE, 5, 0, step)
+
+
+def test_an_exact_flow_leads_to_the_clean_latents_from_pure_noise() -> None:
+    oracle = Oracle(draw_noise(SHAPE, 1, 0, 0))
+    made = denoise(oracle, noise_of, levels(WAN))
+    torch.testing.assert_close(made, oracle.clean, atol=1e-5, rtol=0)
+    assert oracle.asked == list(zip(levels(WAN), range(4), strict=True))
+
+
+def test_each_pass_gets_fresh_noise_on_the_last_guess() -> None:
+    guess = draw_noise(SHAPE, 3, 0, 0)
+    seen: list[Tensor] = []
+
+    def flow(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        seen.append(noisy)
+        return (noisy - guess) / sigma
+
+    denoise(flow, noise_of, levels(WAN))
+    assert torch.equal(seen[0], noise_of(0))
+    for step, sigma in enumerate(levels(WAN)[1:], 1):
+        torch.testing.assert_close(seen[step], mix(guess, noise_of(step), sigma), atol=1e-5, rtol=0)
+
+
+def test_a_source_is_the_start_of_a_part_way_run() -> None:
+    source, target = draw_noise(SHAPE, 1, 0, 0), draw_noise(SHAPE, 2, 0, 0)
+    seen: list[Tensor] = []
+
+    def flow(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        seen.append(noisy)
+        return (noisy - target) / sigma
+
+    made = denoise(flow, noise_of, [0.5, 0.25], source)
+    assert torch.equal(seen[0], mix(source, noise_of(0), 0.5))
+    torch.testing.assert_close(made, target, atol=1e-5, rtol=0)
+
+
+def test_no_levels_give_the_source_back() -> None:
+    source = draw_noise(SHAPE, 1, 0, 0)
+    oracle = Oracle(source)
+    assert torch.equal(denoise(oracle, noise_of, [], source), source)
+    assert oracle.asked == []
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.5]])
+def test_without_a_source_only_pure_noise_can_be_the_start(sigmas: list[float]) -> None:
+    with pytest.raises(AssertionError, match="pure noise"):
+        denoise(Oracle(noise_of(0)), noise_of, sigmas)
