@@ -120,7 +120,7 @@ def load_config(path: Path) -> ModelConfig:
         raw = json.loads(path.read_text())
         parts = {name: _build(kind, raw.pop(name, {})) for name, kind in _PARTS.items()}
         return _build(ModelConfig, {**raw, **parts})
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # ValueError: neither UTF-8 nor JSON
         raise PipelineError(
             "config_invalid", f"{path} is not a model configuration: {error}.", "Restore it from the release."
         ) from error
