@@ -47,7 +47,7 @@ def verify(folder: Path) -> None:
             raise PipelineError(
                 "weights_missing", f"{path} is not there.", "Restore the model folder, or name another one."
             )
-    expected = json.loads(record.read_text())
+    expected = _recorded(record)
     for path in paths:
         if _digest(path) != expected.get(path.name):
             raise PipelineError(
@@ -70,6 +70,16 @@ def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module,
         save_file({key: value.contiguous() for key, value in values.items()}, path)
         digests[path.name] = _digest(path)
     (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def _recorded(record: Path) -> dict[str, str]:
+    try:
+        expected = json.loads(record.read_text())
+    except ValueError:
+        expected = None
+    if not isinstance(expected, dict):
+        raise PipelineError("weights_damaged", f"{record} is not a list of checksums.", "Restore it with its weights.")
+    return expected
 
 
 def _digest(path: Path) -> str:
