@@ -114,13 +114,13 @@ class Engine:
             raise PipelineError(
                 "prompt_too_long", f"The prompt has {len(prompt)} characters; {limit} are allowed.", "Shorten it."
             )
-        if not 0 <= controls.seed < 2**31:
+        if not isinstance(controls.seed, int) or not 0 <= controls.seed < 2**31:
             raise PipelineError(
-                "seed_invalid", f"The seed {controls.seed} is not in 0 to 2147483647.", "Choose a seed in that range."
+                "seed_invalid", f"The seed {controls.seed!r} is not in 0 to 2147483647.", "Choose a seed in that range."
             )
-        if not 0.0 <= controls.strength <= 1.0:
+        if not isinstance(controls.strength, int | float) or not 0 <= controls.strength <= 1:
             raise PipelineError(
-                "strength_invalid", f"The strength {controls.strength} is not in 0 to 1.", "Choose one in that range."
+                "strength_invalid", f"The strength {controls.strength!r} is not in 0 to 1.", "Choose one in that range."
             )
         expected = (self.config.frames_per_chunk, self.config.height, self.config.width, 3)
         if source_THWC is not None and (source_THWC.shape != expected or source_THWC.dtype != np.uint8):
