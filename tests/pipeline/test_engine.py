@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_the_text_is_read_again_only_when_the_prompt_changes(engine: Engine) -> 
     for prompt in ("red", "red", "blue", "blue", "red"):
         engine.step(state, Controls(prompt))
         seen.append(state.text)
-    kept = [later is earlier for earlier, later in zip(seen, seen[1:], strict=False)]
+    kept = [later is earlier for earlier, later in pairwise(seen)]
     assert kept == [True, False, True, False]
 
 
@@ -174,9 +175,12 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("prompt_too_long", {"prompt": "x" * 41}),
     ("seed_invalid", {"seed": -1}),
     ("seed_invalid", {"seed": 2**31}),
+    ("seed_invalid", {"seed": 1.5}),
+    ("seed_invalid", {"seed": "7"}),
     ("strength_invalid", {"strength": -0.01}),
     ("strength_invalid", {"strength": 1.01}),
     ("strength_invalid", {"strength": float("nan")}),
+    ("strength_invalid", {"strength": "0.5"}),
 ]
 
 

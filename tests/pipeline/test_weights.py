@@ -1,0 +1,142 @@
+"""A model folder written is a model folder read; every way to break one has its own answer."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.chunk import Controls
+from pipeline.codec import PocketCodec
+from pipeline.config import ModelConfig
+from pipeline.engine import Engine
+from pipeline.errors import PipelineError
+from pipeline.student import Student
+from pipeline.text import TextEncoder
+from pipeline.weights import PARTS, export, load_parts, verify
+
+
+@pytest.fixture
+def folder(config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student, tmp_path: Path) -> Path:
+    export(tmp_path / "model", config, codec, text, student)
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> PipelineError:
+    with pytest.raises(PipelineError) as refused:
+        Engine.load(folder)
+    error = refused.value
+    assert error.message
+    assert error.remedy
+    assert "\n" not in error.message
+    return error
+
+
+def test_a_folder_reads_back_with_the_same_weights_up_to_half_precision(
+    folder: Path, config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student
+) -> None:
+    read_config, *read = load_parts(folder)
+    assert read_config == config
+    for module, ours in zip(read, (codec, text, student), strict=True):
+        assert not module.training
+        assert not any(value.requires_grad for value in module.parameters())
+        values, stored = module.state_dict(), ours.state_dict()
+        assert values.keys() == stored.keys()
+        for name, value in values.items():
+            assert value.dtype == stored[name].dtype
+            torch.testing.assert_close(value, stored[name], atol=1e-6, rtol=1e-3)
+
+
+def test_a_model_that_was_read_makes_the_picture_of_the_one_that_was_written(folder: Path, engine: Engine) -> None:
+    read = Engine.load(folder)
+    red = Controls("red ball")
+    ours, theirs = engine.step(engine.open(7), red), read.step(read.open(7), red)
+    error = abs(ours.latents_TCHW - theirs.latents_TCHW)
+    assert error.max() < 0.05 * ours.latents_TCHW.std()
+
+
+def test_reading_and_writing_again_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    export(tmp_path / "again", *load_parts(folder))
+    for name in ("config.json", "checksums.json", *(f"{part}.safetensors" for part in PARTS)):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_weights_are_stored_in_half_precision(folder: Path) -> None:
+    for part in PARTS:
+        kinds = {value.dtype for value in load_file(folder / f"{part}.safetensors").values()}
+        assert kinds <= {torch.float16, torch.int64}
+
+
+@pytest.mark.parametrize("name", ["codec.safetensors", "text.safetensors", "student.safetensors", "checksums.json"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    error = refusal(folder)
+    assert error.code == "weights_missing"
+    assert name in error.message
+
+
+def test_a_folder_that_is_not_there_has_no_configuration(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere").code == "config_missing"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_damaged_byte_is_found(folder: Path, part: str) -> None:
+    path = folder / f"{part}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    error = refusal(folder)
+    assert error.code == "weights_damaged"
+    assert path.name in error.message
+
+
+def test_a_file_cut_short_is_damaged(folder: Path) -> None:
+    path = folder / "student.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert refusal(folder).code == "weights_damaged"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"{}"], ids=repr)
+def test_a_broken_record_of_checksums_is_damage_too(folder: Path, content: bytes) -> None:
+    (folder / "checksums.json").write_bytes(content)
+    assert refusal(folder).code == "weights_damaged"
+
+
+def test_weights_of_another_configuration_do_not_fit(folder: Path, config: ModelConfig) -> None:
+    for other in (
+        replace(config, student=replace(config.student, num_layers=3)),
+        replace(config, student=replace(config.student, num_layers=1)),
+        replace(config, student=replace(config.student, ffn_dim=64)),
+        replace(config, text=replace(config.text, words=("ball",))),
+        replace(config, codec=replace(config.codec, widths=(8, 12, 20))),
+    ):
+        (folder / "config.json").write_text(other.to_json())
+        assert refusal(folder).code == "weights_mismatch"
+
+
+def test_a_part_under_the_name_of_another_does_not_fit(folder: Path) -> None:
+    (folder / "student.safetensors").write_bytes((folder / "text.safetensors").read_bytes())
+    record = json.loads((folder / "checksums.json").read_text())
+    record["student.safetensors"] = record["text.safetensors"]
+    (folder / "checksums.json").write_text(json.dumps(record))
+    verify(folder)
+    assert refusal(folder).code == "weights_mismatch"
+
+
+def test_a_configuration_with_an_unknown_key_is_refused(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "colour": "red"}))
+    error = refusal(folder)
+    assert error.code == "config_invalid"
+    assert "colour" in error.message
+
+
+def test_an_error_crosses_a_process_border_whole() -> None:
+    error = PipelineError("weights_damaged", "It is broken.", "Restore it.")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is PipelineError
+    assert (back.code, back.message, back.remedy) == (error.code, error.message, error.remedy)
+    assert str(back) == "It is broken."
