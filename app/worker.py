@@ -29,6 +29,8 @@ from pipeline.errors import PipelineError
 
 log = logging.getLogger("stillstream.worker")
 
+OPENMP_WAIT_POLICY = "PASSIVE"
+
 Trace = Callable[[str], AbstractContextManager[None]]
 
 
@@ -87,7 +89,9 @@ def calm_openmp(threads: int) -> None:
 
     Threads that spin while they wait were seen to slow a pass 10 to 100 times when another process wants the cores.
     """
-    os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    os.environ.update(
+        OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY=OPENMP_WAIT_POLICY, GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0"
+    )
 
 
 def run_worker(line: Connection, factory: EngineFactory, threads: int, log_level: str) -> None:

@@ -1,0 +1,101 @@
+"""`stillstream bench`: measures this machine part by part. Tables for people, one line of JSON last.
+
+The engine alone, the live path with a viewer, and the same while other programs want every core. Figures are held
+against their targets and told either way: a slow machine is no error.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from app import bench_figures as figures
+from app.bench_engine import count_operations, describe_machine, floors, measure_engine
+from app.bench_figures import LOADED, Report
+from app.bench_live import measure_live
+from app.bench_viewer import Plan
+from app.worker import LoadEngine, default_threads
+
+SESSIONS = 10
+PROMPT_CHANGES = 20
+QUICK_S = 10.0
+
+command = typer.Typer(add_completion=False)
+
+
+def main(words: list[str]) -> int:
+    """words: what follows `stillstream bench`. Wrong ones are told by the command that this one is a part of."""
+    return int(command(args=words, prog_name="stillstream bench", standalone_mode=False) or 0)
+
+
+@command.command()
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each calm part.")] = 30.0,
+    live: Annotated[bool, typer.Option(help="Also with a server and a viewer.")] = True,
+    loaded: Annotated[bool, typer.Option(help="Also with every core busy.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A model folder; without it, the pocket student.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="By default chosen by the cores.")] = None,
+) -> None:
+    """Measure this machine: stages, rates, latency, and the same under load."""
+    console, notes = Console(), Console(stderr=True)
+    chosen = threads or default_threads()
+    measured: Report = {}
+    plan = plan_for(seconds)
+    with notes.status("The engine alone") as status:
+        measured |= measure_alone(model, chosen, seconds)
+        if live:
+            status.update("The live path: a server and a viewer")
+            measured |= measure_live(model, chosen, plan, loaded=False)
+        if live and loaded:
+            status.update("The live path while every core is busy")
+            under_load = measure_live(model, chosen, plan, loaded=True)
+            measured |= {LOADED + key: value for key, value in under_load.items()}
+    report = figures.finish(measured)
+    for table in tables(report):
+        console.print(table)
+    text = figures.line(report)
+    if out is not None:
+        out.write_text(text + "\n")
+    print(text, flush=True)
+
+
+def plan_for(seconds: float) -> Plan:
+    """A short run asks for fewer sessions and changes as well."""
+    few = seconds < QUICK_S
+    return Plan(2 if few else SESSIONS, seconds, 2 if few else PROMPT_CHANGES)
+
+
+def measure_alone(model: Path | None, threads: int, seconds: float) -> Report:
+    """Machine, stages and floor. The worker is gone before this process computes anything itself."""
+    factory = LoadEngine(model, "cpu", threads)
+    config, measured = asyncio.run(measure_engine(factory, threads, seconds))
+    machine = describe_machine(config, threads)
+    rate = float(machine["matmul_gflops"] or 0)
+    return machine | measured | floors(count_operations(factory), rate)
+
+
+def tables(report: Report) -> list[Table]:
+    machine = Table("Machine", "")
+    for key in figures.MACHINE:
+        value = report[key]
+        machine.add_row(key.replace("_", " "), f"{value:.0f}" if isinstance(value, float) else str(value))
+    stages = Table("Stage", *(_right(name) for name in ("p50 ms", "p95 ms", "floor ms", "GFLOP")))
+    for row in figures.stage_rows(report):
+        stages.add_row(*row)
+    engine = Table("Engine alone", *(_right(name) for name in ("", "target")), "")
+    for row in figures.engine_rows(report):
+        engine.add_row(*row)
+    if report["fps_viewer"] is None:
+        return [machine, stages, engine]
+    live = Table("Live, one viewer", *(_right(name) for name in ("", "cores busy", "target")), "")
+    for row in figures.live_rows(report):
+        live.add_row(*row)
+    return [machine, stages, engine, live]
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
