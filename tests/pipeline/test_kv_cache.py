@@ -1,4 +1,8 @@
+"""A ring with a sink: what is remembered, in which order, and that nothing else is ever read."""
+
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import CacheConfig
 from pipeline.kv_cache import KVCache
@@ -46,6 +50,20 @@ def test_a_cache_without_a_sink_is_a_plain_window() -> None:
     push(cache, 0, 1)
     push(cache, 2, 3)
     assert seen(cache) == [1, 2, 3]
+
+
+@given(sink=st.integers(0, 3), window=st.integers(1, 5), sizes=st.lists(st.integers(1, 4), max_size=8))
+def test_whatever_the_sizes_the_past_is_the_sink_and_the_newest_window(
+    sink: int, window: int, sizes: list[int]
+) -> None:
+    cache, frames = make(sink, window), list(range(sum(sizes)))
+    place = 0
+    for size in sizes:
+        push(cache, *frames[place : place + size])
+        place += size
+        so_far = frames[:place]
+        assert seen(cache) == so_far[:sink] + so_far[sink:][-window:]
+        assert cache.frames == len(cache.slots()) == len(seen(cache))
 
 
 def test_reset_forgets_everything() -> None:

@@ -1,9 +1,15 @@
+"""Our explicit forward against diffusers' own, and the cache against a whole clip at once."""
+
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.training.forcing import teacher_forced
 
 
 def draw(config: ModelConfig, frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -66,28 +72,69 @@ def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(student
     torch.testing.assert_close(torch.cat(ours, 1), stock, atol=1e-5, rtol=1e-5)
 
 
-def test_a_masked_clip_with_a_level_and_a_prompt_per_chunk_equals_the_cache(
-    student: Student, config: ModelConfig
-) -> None:
-    """The trainer's doubled sequence (clean past, noisy chunks) is the inference path."""
-    from pipeline.training.forcing import teacher_forced
-
-    clean, _ = draw(config, 6)
-    noisy, _ = draw(config, 6, seed=1)
-    texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in (2, 3, 4)])
-    sigmas = torch.tensor([[0.9, 0.5, 0.3]])
-    flow = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
-
-    cache = empty_cache(config)
-    for index in range(3):
-        part = slice(2 * index, 2 * index + 2)
-        attend = CachedAttention(cache, student, config.grid, 2)
+def rolled_out(
+    student: Student, config: ModelConfig, clean: Tensor, noisy: Tensor, sigmas: Tensor, texts: Tensor
+) -> Tensor:
+    """The inference path: each noisy chunk against the cache of the clean ones before it."""
+    cache, flows = empty_cache(config), []
+    for index in range(sigmas.shape[1]):
+        part = slice(config.chunk * index, config.chunk * (index + 1))
+        attend = CachedAttention(cache, student, config.grid, config.chunk)
         kv = student.text_kv(texts[index : index + 1])
-        alone = student(noisy[:, part], 1000 * sigmas[:, index : index + 1], kv, attend)
-        torch.testing.assert_close(flow[:, part], alone, atol=1e-5, rtol=1e-5)
+        flows.append(student(noisy[:, part], 1000 * sigmas[:, index : index + 1], kv, attend))
         attend.writing = True
         student(clean[:, part], torch.zeros(1, 1), kv, attend)
-        cache.commit(2)
+        cache.commit(config.chunk)
+    return torch.cat(flows, 1)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "sink", "window", "chunks"), [(2, 2, 4, 3), (2, 2, 4, 4), (1, 2, 4, 4), (1, 1, 2, 4), (3, 0, 6, 3)]
+)
+def test_a_forced_clip_with_a_level_and_a_prompt_per_chunk_equals_the_cache(
+    student: Student, config: ModelConfig, chunk: int, sink: int, window: int, chunks: int
+) -> None:
+    """The trainer's doubled sequence (clean past, noisy chunks) is the inference path."""
+    config = replace(config, chunk=chunk, cache=CacheConfig(sink=sink, window=window))
+    clean, _ = draw(config, chunk * chunks)
+    noisy, _ = draw(config, chunk * chunks, seed=1)
+    texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in range(2, 2 + chunks)])
+    sigmas = torch.tensor([[0.9, 0.5, 0.3, 1.0]])[:, :chunks]
+    flow = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
+    torch.testing.assert_close(flow, rolled_out(student, config, clean, noisy, sigmas, texts), atol=1e-5, rtol=1e-5)
+
+
+def test_forced_clips_in_a_batch_equal_one_at_a_time(student: Student, config: ModelConfig) -> None:
+    clean, noisy = (torch.cat([draw(config, 6, seed=seed)[0] for seed in seeds]) for seeds in ((0, 1), (2, 3)))
+    texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in range(4, 10)])
+    sigmas = torch.tensor([[0.9, 0.5, 0.3], [0.2, 1.0, 0.7]])
+    together = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
+    for row in range(2):
+        one, kv = slice(row, row + 1), student.text_kv(texts[3 * row : 3 * row + 3])
+        alone = teacher_forced(student, clean[one], noisy[one], sigmas[one], kv, config)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_clip_that_jumps_after_its_first_chunk_stands_where_a_long_stream_does(config: ModelConfig) -> None:
+    """After the wrap there is a gap between sink and window. One layer: its keys depend on their own frame alone."""
+    shallow = Student(replace(config.student, num_layers=1)).eval().requires_grad_(False)
+    config = replace(config, student=shallow.config)
+    stream, _ = draw(config, 16)
+    noisy, text = draw(config, 2, seed=1)
+    cache = empty_cache(config)
+    for at in range(0, 16, 2):
+        push(shallow, config, cache, stream[:, at : at + 2], text, 0.5)
+    attend = CachedAttention(cache, shallow, config.grid, 2)
+    live = shallow(noisy, torch.tensor([[800.0]]), shallow.text_kv(text), attend)
+
+    clip = torch.cat([stream[:, :2], stream[:, -4:], noisy], 1)
+    sigmas, kv = torch.full((1, 4), 0.8), shallow.text_kv(text.expand(4, -1, -1))
+    forced = teacher_forced(shallow, clip, clip, sigmas, kv, config)
+    torch.testing.assert_close(forced[:, -2:], live, atol=1e-5, rtol=1e-5)
+
+    wrong = torch.cat([stream[:, 2:4], stream[:, -4:], noisy], 1)
+    other = teacher_forced(shallow, wrong, clip, sigmas, kv, config)
+    assert (other[:, -2:] - live).abs().max() > 1e-4
 
 
 def test_no_chunk_sees_the_future(student: Student, config: ModelConfig) -> None:
