@@ -17,6 +17,7 @@ from app.bench_engine import count_operations, describe_machine, floors, measure
 from app.bench_figures import LOADED, Report
 from app.bench_live import measure_live
 from app.bench_viewer import Plan
+from app.errors import AppError
 from app.worker import LoadEngine, default_threads
 
 SESSIONS = 10
@@ -41,6 +42,8 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="By default chosen by the cores.")] = None,
 ) -> None:
     """Measure this machine: stages, rates, latency, and the same under load."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise AppError("out_unwritable", f"There is no folder {out.absolute().parent}.", "Make it first.")
     console, notes = Console(), Console(stderr=True)
     chosen = threads or default_threads()
     measured: Report = {}

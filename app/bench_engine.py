@@ -7,7 +7,6 @@ Knows no viewer.
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +17,7 @@ from aiortc.codecs import get_encoder
 
 from app.bench_figures import COUNTED, PASSES, Report, percentile, spread
 from app.mailbox import Made, Order
+from app.server import versions
 from app.worker import OPENMP_WAIT_POLICY, EngineFactory, usable_cores
 from app.worker_client import WorkerClient
 from pipeline.chunk import Controls
@@ -29,9 +29,8 @@ from streaming.rates import tune_encoders
 PROMPTS = ("a red ball bounces in the park", "a blue fish moves left under water")
 SETTLE_CHUNKS = 5  # until the cache is full and slides
 SAMPLE_CHUNKS = 12
-MATMUL_S = 0.3
+MATMUL_S = 0.2
 SQUARE = 768
-PACKAGES = ("stillstream", "torch", "diffusers", "aiortc", "av")
 
 Shape = tuple[int, int, int]  # rows, inner, columns
 
@@ -41,30 +40,26 @@ def describe_machine(config: ModelConfig, threads: int) -> Report:
     import torch
 
     torch.set_num_threads(threads)
-    versions: Report = {f"version_{name}": version(name) for name in PACKAGES}
-    rates: Report = {
+    rates = {
         "matmul_student_gflops": matmul_gflops(student_shapes(config)),
         "matmul_codec_gflops": matmul_gflops(codec_shapes(config)),
         "matmul_square_gflops": matmul_gflops([(SQUARE, SQUARE, SQUARE)]),
     }
-    return (
-        versions
-        | rates
-        | {
-            "matmul_gflops": max(float(rate or 0) for rate in rates.values()),
-            "cpu": cpu_name(),
-            "cores": usable_cores(),
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-            "threads": threads,
-            "openmp_wait_policy": OPENMP_WAIT_POLICY,
-            "model": config.name,
-            "width": config.width,
-            "height": config.height,
-            "model_fps": config.fps,
-            "frames_per_chunk": config.frames_per_chunk,
-            "version_python": platform.python_version(),
-        }
-    )
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "openmp_wait_policy": OPENMP_WAIT_POLICY,
+        **rates,
+        "matmul_gflops": max(rates.values()),
+        "model": config.name,
+        "width": config.width,
+        "height": config.height,
+        "model_fps": config.fps,
+        "frames_per_chunk": config.frames_per_chunk,
+        **{f"version_{name}": number for name, number in versions()["versions"].items()},
+    }
 
 
 def cpu_name() -> str:

@@ -113,6 +113,7 @@ MACHINE = (
     "version_diffusers",
     "version_aiortc",
     "version_av",
+    "version_fastapi",
 )
 
 
