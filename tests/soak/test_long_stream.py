@@ -13,7 +13,7 @@ pytestmark = pytest.mark.soak
 
 MINUTES = 10
 SAMPLE_S = 1.0
-GROWTH_MB = 20.0  # less than 200 frames, of the 9600 that pass through
+GROWTH_MB = 20.0  # about a hundred frames, of the 9600 that pass through
 BUFFER_FRAMES = 16
 MOVED_LEVELS = 8
 
