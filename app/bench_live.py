@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -143,9 +143,16 @@ def follow(server: Server, plan: Plan, sample_s: float = SAMPLE_S) -> Watched:
     memory: list[Memory] = []
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         viewer: Future[Seen] = pool.submit(watch, server.url, plan)
-        while not viewer.done():
-            memory.append(server.memory())
-            time.sleep(sample_s)
+        try:
+            while not viewer.done():
+                with suppress(psutil.NoSuchProcess):  # the viewer knows better what happened
+                    memory.append(server.memory())
+                time.sleep(sample_s)
+        except BaseException:
+            # The pool would wait for the whole plan before it lets anyone end.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         seen = viewer.result()
     after = server.lag_buckets()
     lag = [(edge, count - earlier) for (edge, count), (_, earlier) in zip(after, before, strict=True)]
