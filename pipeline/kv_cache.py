@@ -12,7 +12,7 @@ from pipeline.config import CacheConfig
 
 
 class KVCache:
-    """keys, values: (layers, slots, tokens per frame, heads, head dim). The first `sink` slots stay, the rest is a ring."""
+    """keys, values: (layers, slots, tokens per frame, heads, head dim). First come the `sink` slots, then a ring."""
 
     def __init__(
         self,

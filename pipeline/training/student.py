@@ -17,7 +17,7 @@ from pipeline.sampler import clean_from_flow, mix, shifted
 from pipeline.training.clips import CHUNKS, Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import StageSettings, Trainer
-from pipeline.training.teacher import Denoiser, average, noised_past, per_frame
+from pipeline.training.teacher import Denoiser, average, compiled, noised_past, per_frame
 
 LEVELS = 24
 GUIDANCE = 2.5
@@ -31,7 +31,8 @@ def train_student(
     denoiser.load_state_dict(teacher.state_dict())
     denoiser.text.requires_grad_(False)
     trainer = Trainer("student", folder, denoiser, settings)
-    denoiser.train()
+    compiled(denoiser).train()
+    compiled(teacher)
     table = torch.tensor([shifted(place / LEVELS, config.sampler.shift) for place in range(LEVELS + 1)])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
