@@ -88,7 +88,7 @@ class Clips:
     """Batches of encoded clips with fresh captions, counter-based: batch n is a pure function of (seed, n)."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.latents = np.load(folder / "latents.npy", mmap_mode="r")
+        self.latents = np.load(folder / "latents.npy")
         lines = (folder / "scenes.jsonl").read_text().splitlines()
         self.scenes = [[scene_from(item) for item in json.loads(line)] for line in lines]
         self.seed = seed

@@ -22,8 +22,8 @@ from pipeline.training.teacher import train_teacher
 from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "export")
-SHARES = {"autoencoder": 0.25, "teacher": 0.45, "student": 0.30}
-DEFAULT_BUDGET_S = 6000.0
+SHARES = {"autoencoder": 0.3125, "teacher": 0.4375, "student": 0.25}
+DEFAULT_BUDGET_S = 4800.0
 CLIP_COUNT = 4000
 EXAMPLES = (
     "a red ball bounces on the beach",
