@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import ModelConfig
 from pipeline.text import FIRST_WORD, PAD, UNKNOWN, TextEncoder
 
 
@@ -19,7 +20,14 @@ def test_a_prompt_without_a_word_is_an_empty_prompt_and_its_embedding_is_finite(
     assert (tokens == PAD).all()
     embedded = text(tokens)
     assert embedded.isfinite().all()
+    assert embedded[0, 0].any()
     assert (embedded[0, 1:] == 0).all()
+
+
+def test_an_empty_prompt_among_others_trains_with_finite_gradients(config: ModelConfig) -> None:
+    learning = TextEncoder(config.text, config.student.text_dim).train()
+    learning(learning.tokenize(["red ball", ""])).square().sum().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in learning.parameters())
 
 
 def test_unknown_words_are_listed_in_order_and_share_one_place_in_the_table(text: TextEncoder) -> None:

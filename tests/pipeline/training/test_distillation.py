@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.sampler import mix
+from pipeline.student import Student, TextKV
 from pipeline.training import student as student_stage
 from pipeline.training import teacher as teacher_stage
 from pipeline.training.clips import CHUNKS, Clips
+from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Loss, StageSettings, Trainer
 from pipeline.training.teacher import Denoiser, drop_captions, noised_past, per_frame
 
@@ -97,6 +100,41 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
     still = [name for name, value in after.items() if name.startswith("student.") and torch.equal(before[name], value)]
     assert still == []
     assert all(torch.equal(before[name], value) for name, value in weights(knowing).items())
+
+
+def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, clips: Clips, tmp_path: Path) -> None:
+    made = teacher_stage.train_teacher(config, clips, tmp_path, SETTINGS, batch=3)
+    clean, prompts = clips.batch(1, 3)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    sigmas = torch.full((3, CHUNKS), 0.8)
+    text = made.student.text_kv(made.text(made.text.tokenize(prompts)))
+    flow = teacher_forced(made.student, clean, mix(clean, noise, 0.8), sigmas, text, config)
+    assert (flow * (noise - clean)).mean() > 0
+
+
+def test_the_student_is_led_down_the_path_of_its_teacher(
+    config: ModelConfig, clips: Clips, knowing: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were teacher and student exact, every point asked about would lie between the same noise and the same clip."""
+    clean, _ = clips.batch(10**6, 3)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def exact(
+        student: Student, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV, config: ModelConfig
+    ) -> Tensor:
+        asked.append((noisy, per_frame(sigmas, config)))
+        flow = (noisy - clean) / per_frame(sigmas, config).clamp_min(1e-6)
+        return flow + 0 * student.model.proj_out.weight.sum()
+
+    monkeypatch.setattr(student_stage, "teacher_forced", exact)
+    student_stage.train_student(config, clips, knowing, tmp_path, SETTINGS, batch=3)
+    told, free, nearer, student = asked[:4]
+    for same in (free, student):
+        assert torch.equal(same[0], told[0])
+        assert torch.equal(same[1], told[1])
+    assert (nearer[1] < told[1]).all()
+    torch.testing.assert_close((nearer[0] - clean) * told[1], (told[0] - clean) * nearer[1], atol=1e-4, rtol=0)
+    assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-3)
 
 
 def assert_average(made: Denoiser) -> None:

@@ -130,6 +130,7 @@ def test_a_checkpoint_of_another_stage_is_refused_and_left_alone(tmp_path: Path)
 def test_a_failed_write_leaves_the_file_before_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     save_atomic({"step": 1}, path)
+    assert list(tmp_path.iterdir()) == [path]
 
     def full_disk(payload: object, to: Path) -> None:
         Path(to).write_bytes(b"half a file")
