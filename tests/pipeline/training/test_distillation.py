@@ -118,17 +118,20 @@ def test_the_student_is_led_down_the_path_of_its_teacher(
     """Were teacher and student exact, every point asked about would lie between the same noise and the same clip."""
     clean, _ = clips.batch(10**6, 3)
     asked: list[tuple[Tensor, Tensor]] = []
+    learning: list[bool] = []
 
     def exact(
         student: Student, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV, config: ModelConfig
     ) -> Tensor:
         asked.append((noisy, per_frame(sigmas, config)))
+        learning.append(torch.is_grad_enabled())
         flow = (noisy - clean) / per_frame(sigmas, config).clamp_min(1e-6)
         return flow + 0 * student.model.proj_out.weight.sum()
 
     monkeypatch.setattr(student_stage, "teacher_forced", exact)
     student_stage.train_student(config, clips, knowing, tmp_path, SETTINGS, batch=3)
     told, free, nearer, student = asked[:4]
+    assert learning[:4] == [False, False, False, True]
     for same in (free, student):
         assert torch.equal(same[0], told[0])
         assert torch.equal(same[1], told[1])
