@@ -1,14 +1,18 @@
 """Sizes and rates of a model, read from its config.json; every other module takes its sizes from here."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pipeline.errors import PipelineError
 
+_STRICT = ConfigDict(extra="forbid")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=_STRICT)
 class StudentConfig:
     """Shape of the transformer, in the words of diffusers' `WanTransformer3DModel`."""
 
@@ -27,7 +31,7 @@ class StudentConfig:
     rope_max_seq_len: int = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class CodecConfig:
     """Shape of the pocket autoencoder. One latent frame carries `frames` pictures."""
 
@@ -37,7 +41,7 @@ class CodecConfig:
     widths: tuple[int, int, int] = (48, 96, 192)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class TextConfig:
     """Shape of the pocket text encoder."""
 
@@ -47,7 +51,7 @@ class TextConfig:
     words: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class SamplerConfig:
     """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes."""
 
@@ -55,7 +59,7 @@ class SamplerConfig:
     steps: tuple[int, ...] = (1000, 750, 500, 250)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class CacheConfig:
     """Past that a chunk may look at, in latent frames: the first `sink` of the stream and the newest `window`."""
 
@@ -63,7 +67,7 @@ class CacheConfig:
     window: int = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """All that is fixed about a model. Sizes in pixels, rates in frames per second."""
 
@@ -79,6 +83,18 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+
+    def __post_init__(self) -> None:
+        cell = (
+            self.codec.spatial_stride * self.student.patch_size[1],
+            self.codec.spatial_stride * self.student.patch_size[2],
+        )
+        if self.height % cell[0] or self.width % cell[1]:
+            raise ValueError(f"{self.width}x{self.height} does not divide into tokens of {cell[1]}x{cell[0]} pixels")
+        if self.codec.latent_channels != self.student.in_channels:
+            raise ValueError(
+                f"the codec has {self.codec.latent_channels} channels, the student {self.student.in_channels}"
+            )
 
     @property
     def frames_per_chunk(self) -> int:
@@ -103,28 +119,17 @@ class ModelConfig:
         return json.dumps(asdict(self), indent=2)
 
 
-_PARTS = {
-    "student": StudentConfig,
-    "codec": CodecConfig,
-    "text": TextConfig,
-    "sampler": SamplerConfig,
-    "cache": CacheConfig,
-}
-
-
 def load_config(path: Path) -> ModelConfig:
     """Read a config.json. Raises PipelineError (`config_missing`, `config_invalid`)."""
     if not path.is_file():
         raise PipelineError("config_missing", f"There is no model configuration at {path}.", "Name a model folder.")
     try:
-        raw = json.loads(path.read_text())
-        parts = {name: _build(kind, raw.pop(name, {})) for name, kind in _PARTS.items()}
-        return _build(ModelConfig, {**raw, **parts})
-    except (ValueError, TypeError, AttributeError) as error:  # ValueError: neither UTF-8 nor JSON
+        return TypeAdapter(ModelConfig).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise PipelineError(
-            "config_invalid", f"{path} is not a model configuration: {error}.", "Restore it from the release."
+            "config_invalid",
+            f"{path} is not a model configuration: {place}: {first['msg']}.",
+            "Restore it from the release.",
         ) from error
-
-
-def _build(kind: type, values: dict[str, Any]) -> Any:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,8 +1,8 @@
 """The causal few-step student: our own explicit forward over the modules of diffusers' `WanTransformer3DModel`.
 
 The forward is one loop over layers; who may look at whom is decided by the `attend` object handed in: the stream's
-KV cache at inference (`CachedAttention`), a mask over a whole clip in training (`MaskedAttention`). Sizes come from the
-config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
+KV cache at inference (`CachedAttention`), whole clips side by side in training (`training/forcing.py`). Sizes come from
+the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
 """
 
 from dataclasses import asdict
@@ -40,16 +40,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).float().softmax(-1)
         return (weights.to(v.dtype) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-
-class MaskedAttention:
-    """Whole clips at once, for training and as the slow twin of the cache."""
-
-    def __init__(self, rows: Tensor, mask: Tensor | None) -> None:
-        self.rows, self.mask = rows, mask
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(rotate(q, self.rows), rotate(k, self.rows), v, self.mask)
 
 
 class CachedAttention:

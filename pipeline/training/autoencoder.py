@@ -130,10 +130,12 @@ def train_autoencoder(
 
     def sample() -> None:
         average = load_average(PocketCodec(config.codec), trainer)
-        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])[:8]
+        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])
         with torch.no_grad():
             made = average.decode(average.encode(real))
-        rows = [[frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(8)]
+        rows = [
+            [frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(len(real))
+        ]
         write_sheet(folder / "sample.png", [[frame for clip in row for frame in clip] for row in rows])
 
     trainer.fit(loss, sample)

@@ -68,7 +68,7 @@ def encode_clips(config: ModelConfig, codec: PocketCodec, folder: Path, *, count
     folder.mkdir(parents=True, exist_ok=True)
     shape = (count, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
     path, lines = folder / "latents.npy", folder / "scenes.jsonl"
-    done = len(lines.read_text().splitlines()) if lines.is_file() and path.is_file() else 0
+    done = _whole_lines(lines) if path.is_file() and np.load(path, mmap_mode="r").shape == shape else 0
     mode = "r+" if done else "w+"
     latents = np.lib.format.open_memmap(path, mode, np.float16, shape)
     loader = DataLoader(Plans(config, seed, count), 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
@@ -82,6 +82,17 @@ def encode_clips(config: ModelConfig, codec: PocketCodec, folder: Path, *, count
             latents.flush()
             out.writelines(line + "\n" for line in scenes)
             out.flush()
+
+
+def _whole_lines(path: Path) -> int:
+    """Clips recorded so far; a line that a kill cut short is taken away."""
+    if not path.is_file():
+        return 0
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return whole.count("\n")
 
 
 class Clips:

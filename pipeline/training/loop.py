@@ -116,7 +116,6 @@ class Trainer:
         """Train until the budget is spent. Raises PipelineError `loss_not_finite`; the last good checkpoint stays."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        writer = SummaryWriter(str(self.folder), purge_step=self.step)
         columns = (
             TextColumn(f"{self.name:<12}"),
             BarColumn(),
@@ -124,7 +123,7 @@ class Trainer:
             TimeRemainingColumn(),
         )
         saved_s = self.trained_s
-        with Progress(*columns) as progress:
+        with SummaryWriter(str(self.folder), purge_step=self.step) as writer, Progress(*columns) as progress:
             task = progress.add_task("", total=self.settings.budget_s, completed=int(self.trained_s), note="")
             while not self.done:
                 started = time.perf_counter()
@@ -142,21 +141,20 @@ class Trainer:
                     saved_s = self.trained_s
                     if sample is not None:
                         sample()
-        writer.close()
 
     def _advance(self, loss: Loss) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         value, scalars = loss(self.step)
-        if not bool(torch.isfinite(value)):
-            raise PipelineError(
-                "loss_not_finite",
-                f"The loss of {self.name} became {value.item()} at step {self.step}.",
-                f"The state before it is in {self.folder}; lower the learning rate and start again.",
-            )
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        if not math.isfinite(value.item()) or not math.isfinite(norm.item()):
+            raise PipelineError(
+                "loss_not_finite",
+                f"At step {self.step} the loss of {self.name} is {value.item()} and its gradient {norm.item()}.",
+                f"The state before it is in {self.folder}; lower the learning rate and start again.",
+            )
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.module, self.step)

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 @pytest.fixture(scope="module")
 def wide(config: ModelConfig) -> ModelConfig:
     """Large enough to crop from."""
-    return replace(config, width=192, height=112, codec=replace(config.codec, latent_channels=8))
+    student = replace(config.student, in_channels=8, out_channels=8)
+    return replace(config, width=192, height=128, student=student, codec=replace(config.codec, latent_channels=8))
 
 
 @pytest.fixture(scope="module")
