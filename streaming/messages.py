@@ -48,8 +48,8 @@ class CandidateMessage(_Message):
 
     kind: Literal["candidate"]
     candidate: str | None
-    sdpMid: str | None = None  # noqa: N815
-    sdpMLineIndex: Annotated[int, Field(ge=0, le=255)] | None = None  # noqa: N815
+    sdpMid: str | None = None
+    sdpMLineIndex: Annotated[int, Field(ge=0, le=255)] | None = None
 
 
 class ControlsMessage(_Message):
