@@ -37,11 +37,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Made:
-    """One chunk, and how long it and its stages took."""
+    """One chunk, how long it and its stages took, and words of its prompt that the model does not know."""
 
     chunk: Chunk
     chunk_ms: float
     stages_ms: dict[str, float]
+    unknown_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class Session:
         self._changes: list[Change] = []
         self._heard = self._offered = self._told_busy = self._connected = self._recovering = False
         self._chunk_ms = self._latency_ms = 0.0
+        self._unknown_words: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[tuple[Exception, bool] | None] = asyncio.get_running_loop().create_future()
 
@@ -243,6 +244,9 @@ class Session:
     def made(self, made: Made) -> None:
         self._chunk_ms = made.chunk_ms
         self._house.metrics.took(made.chunk_ms, made.stages_ms)
+        if made.unknown_words != self._unknown_words:
+            self._unknown_words = made.unknown_words
+            self._send("notice", unknown_words=list(made.unknown_words))
 
     def shown(self, epoch: int, latency_ms: float) -> None:
         self._latency_ms = latency_ms

@@ -34,11 +34,17 @@ OPENMP_WAIT_POLICY = "PASSIVE"
 Trace = Callable[[str], AbstractContextManager[None]]
 
 
+class TextLike(Protocol):
+    def unknown(self, prompt: str) -> list[str]: ...
+
+
 class EngineLike(Protocol):
     """What a worker asks of `pipeline.engine.Engine`."""
 
     @property
     def config(self) -> ModelConfig: ...
+    @property
+    def text(self) -> TextLike: ...
     def warm_up(self) -> None: ...
     def open(self, seed: int) -> Any: ...
     def step(self, state: Any, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk: ...
@@ -128,7 +134,9 @@ def _serve(line: Connection, factory: EngineFactory) -> None:
             started_s = time.perf_counter()
             state = _open_or_reset(engine, state, order)
             chunk = engine.step(state, order.controls, order.source_THWC)
-            line.send(Made(chunk, (time.perf_counter() - started_s) * 1000, watch.take()))
+            chunk_ms = (time.perf_counter() - started_s) * 1000
+            unknown_words = dict.fromkeys(engine.text.unknown(order.controls.prompt))
+            line.send(Made(chunk, chunk_ms, watch.take(), tuple(unknown_words)))
         except PipelineError as error:
             line.send(Failed(error))
         except (EOFError, OSError):

@@ -113,11 +113,16 @@ function sendPrompt(prompt) {
   $("applied").value = "Sent…";
 }
 
+function drawUnknown(words) {
+  $("unknown").textContent = words.length ? `This model does not know: ${words.join(", ")}.` : "";
+}
+
 const on = (kind, act) => link.addEventListener(kind, ({ detail }) => act(detail));
 
 on("trying", ({ attempt }) => enter("connecting", attempt ? `Attempt ${attempt + 1}.` : ""));
 on("welcome", ({ session, model, defaults }) => {
   Object.assign(view, { session, model, server: {} });
+  drawUnknown([]);
   adopt(model, defaults);
   const { prompt, ...others } = controls.wishes;
   link.send("controls", prompt ? { prompt, ...others } : others);
@@ -138,6 +143,7 @@ on("ack", ({ id, chunk }) => {
   if (id === view.promptId) $("applied").value = `Taken on with chunk ${chunk}…`;
 });
 on("shown", ({ id }) => meter.shown(id));
+on("notice", ({ unknown_words }) => drawUnknown(unknown_words));
 on("stats", (stats) => (view.server = stats));
 on("error", ({ message, next }) => {
   view.prompt = ""; // perhaps it was the prompt that was refused: let it be sent again
@@ -157,6 +163,7 @@ on("ended", () => {
   $("still").hidden = true;
   Object.assign(view, { session: "", server: {}, prompt: "" });
   $("applied").value = "";
+  drawUnknown([]);
   enter("idle");
 });
 

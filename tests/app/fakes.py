@@ -46,6 +46,13 @@ def paint(controls: Controls, index: int, source_THWC: np.ndarray | None) -> Chu
     return Chunk(index, controls.epoch, frames_THWC, latents_TCHW)
 
 
+class FakeText:
+    """Knows every word but `dragon`."""
+
+    def unknown(self, prompt: str) -> list[str]:
+        return [word for word in prompt.split() if word == "dragon"]
+
+
 @dataclass
 class FakeState:
     seed: int
@@ -56,6 +63,7 @@ class FakeEngine:
     """Prompts `refuse`, `crash`, `die` and `slow` do what they say."""
 
     config = CONFIG
+    text = FakeText()
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -223,7 +231,7 @@ class FakeWorker:
         await self._reply
         chunk = paint(order.controls, self._state.index, order.source_THWC)
         self._state.index += 1
-        return Made(chunk, 10.0, {"decode": 4.0})
+        return Made(chunk, 10.0, {"decode": 4.0}, tuple(FakeText().unknown(order.controls.prompt)))
 
     async def make(self) -> None:
         """Finish the chunk that is being made."""

@@ -208,6 +208,16 @@ async def test_a_refused_prompt_is_said_and_the_next_prompt_is_drawn(live: Scene
     assert live.track.show()[0][0, 60].tolist() == list(COLOURS["green"])
 
 
+async def test_words_that_the_model_does_not_know_are_named_until_they_are_gone(live: Scene) -> None:
+    for number, prompt in enumerate(("a red dragon", "a blue dragon", "a blue ball")):
+        await live.say("controls", id=number, prompt=prompt)
+        for _ in range(3):
+            await live.worker.make()
+            live.track.show()
+
+    assert [notice["unknown_words"] for notice in live.page.of("notice")] == [["dragon"], []]
+
+
 async def test_a_lost_worker_is_told_and_the_stream_resumes_from_its_controls(live: Scene) -> None:
     await live.say("controls", id=1, prompt="a blue ball")
     await live.worker.make()

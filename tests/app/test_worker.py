@@ -42,6 +42,12 @@ async def test_a_started_worker_tells_its_model_and_makes_chunks_in_order(worker
     assert first.chunk_ms >= first.stages_ms["decode"] > 0
 
 
+async def test_each_word_that_the_model_does_not_know_is_told_once(worker: WorkerClient) -> None:
+    made = await worker.step(Order(Controls("a red dragon and a blue dragon")))
+
+    assert made.unknown_words == ("dragon",)
+
+
 async def test_a_fresh_order_starts_the_stream_again(worker: WorkerClient) -> None:
     first = await worker.step(RED)
     await worker.step(Order(RED.controls))
