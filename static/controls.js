@@ -33,7 +33,7 @@ export class Controls extends EventTarget {
       this.#place = -1;
       this.#count();
     });
-    $("seed").addEventListener("change", () => this.#setSeed(Number($("seed").value)));
+    $("seed").addEventListener("change", () => this.#setSeed($("seed").valueAsNumber));
     $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
     $("strength").addEventListener("input", () => this.#slide());
     this.#draw();
