@@ -6,7 +6,6 @@ frames show.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -60,7 +59,6 @@ class Peer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._answering: asyncio.Task[str] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._measured = (time.monotonic(), 0)
 
     async def answer(self, offer_sdp: str) -> str:
         """Our answer, with all our ICE candidates in it.
@@ -98,25 +96,6 @@ class Peer:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
-
-    async def stats(self) -> dict[str, float | int | None]:
-        """bitrate_kbps since the last call, frames_sent, packets_lost, rtt_ms (None: the viewer has not said yet)."""
-        sent_bytes, lost, rtt_s = 0, 0, None
-        if self._sender is not None:
-            for entry in (await self._sender.getStats()).values():
-                if entry.type == "outbound-rtp":
-                    sent_bytes = entry.bytesSent
-                elif entry.type == "remote-inbound-rtp":
-                    lost, rtt_s = entry.packetsLost, entry.roundTripTime
-        now_s, (then_s, then_bytes) = time.monotonic(), self._measured
-        self._measured = (now_s, sent_bytes)
-        elapsed_s = max(now_s - then_s, 1e-3)
-        return {
-            "bitrate_kbps": round((sent_bytes - then_bytes) * 8 / 1000 / elapsed_s, 1),
-            "frames_sent": self.track.frames_shown,
-            "packets_lost": lost,
-            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 1),
-        }
 
     async def _answer(self, offer_sdp: str) -> str:
         connection = self._connection = RTCPeerConnection(self._configuration)
