@@ -78,6 +78,15 @@ class SocketChannel:
                 await self._socket.close()
 
 
+class PageFiles(StaticFiles):
+    """The browser asks each time whether a file is still the same, so that a page never mixes two versions."""
+
+    def file_response(self, *args: Any, **words: Any) -> Response:
+        response = super().file_response(*args, **words)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 class Stage:
     """A server's shared parts and their lives."""
 
@@ -149,7 +158,7 @@ def create_app(
             await stage.stop()
 
     app = FastAPI(title="Stillstream", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.mount("/static", StaticFiles(directory=PAGES), name="static")
+    app.mount("/static", PageFiles(directory=PAGES), name="static")
 
     @app.get("/")
     async def page() -> FileResponse:
