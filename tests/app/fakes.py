@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,7 @@ class FakeState:
 
 
 class FakeEngine:
-    """Prompts `refuse`, `crash`, `die` and `slow` do what they say."""
+    """Prompts `refuse`, `crash`, `die` and `hang` do what they say; the last two as if from outside, mid-chunk."""
 
     config = CONFIG
     text = FakeText()
@@ -83,9 +85,9 @@ class FakeEngine:
         if controls.prompt == "crash":
             raise RuntimeError("out of memory")
         if controls.prompt == "die":
-            os._exit(9)
-        if controls.prompt == "slow":
-            time.sleep(30)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if controls.prompt == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
         with self._trace("text"), self._trace("decode"):
             time.sleep(0.01)
             chunk = paint(controls, state.index, source_THWC)
@@ -95,6 +97,18 @@ class FakeEngine:
 
 def load_fake(trace: Trace) -> FakeEngine:
     return FakeEngine(trace)
+
+
+@dataclass(frozen=True)
+class LoadLater:
+    """Loads once the file `now` is there."""
+
+    now: Path
+
+    def __call__(self, trace: Trace) -> FakeEngine:
+        while not self.now.exists():
+            time.sleep(0.01)
+        return FakeEngine(trace)
 
 
 def load_damaged(trace: Trace) -> FakeEngine:

@@ -4,8 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +19,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.config import Settings
 from app.serve import bind, uvicorn_config
-from app.server import create_app, same_origin
+from app.server import UNSENT_LIMIT, SocketChannel, create_app, same_origin
 from app.worker import EngineFactory
 from pipeline.errors import PipelineError
-from tests.app.fakes import load_damaged, load_fake
+from tests.app.fakes import LoadLater, load_damaged, load_fake
 from tests.streaming.viewer import Viewer, until
+
+ROOT = Path(__file__).parents[2]
 
 
 class Page:
@@ -35,7 +40,7 @@ class Page:
 
     async def hear(self, kind: str, **wanted: Any) -> dict[str, Any]:
         """The next message of this kind with these fields; all messages before it are kept."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 message = json.loads(await self.socket.recv())
                 self.heard.append(message)
@@ -135,7 +140,7 @@ async def test_a_killed_worker_comes_back_and_the_viewer_sees_the_same_prompt_ag
         await page.hear("shown", id=1)
         os.kill(server.pid, signal.SIGKILL)
         await page.hear("state", state="recovering")
-        assert (await server.get("/api/health")).json() == {"status": "recovering"}
+        assert server.stage.health == "recovering"
         await page.hear("state", state="live")
         seen = len(viewer.seen)
         await until(lambda: len(viewer.seen) > seen + 20)
@@ -154,8 +159,14 @@ async def test_health_info_page_and_metrics_are_there(server: Server) -> None:
     assert "stillstream_sessions 0.0" in metrics.text
 
 
-async def test_the_page_can_be_fetched_while_the_model_loads() -> None:
-    async with serving(loaded=False) as server:
+async def test_a_browser_never_mixes_two_versions_of_the_page(server: Server) -> None:
+    files = [await server.get(path) for path in ("/", "/static/main.js")]
+
+    assert [file.headers["Cache-Control"] for file in files] == ["no-cache", "no-cache"]
+
+
+async def test_the_page_can_be_fetched_while_the_model_loads(tmp_path: Path) -> None:
+    async with serving(LoadLater(tmp_path / "now"), loaded=False) as server:
         health = await server.get("/api/health")
         info = await server.get("/api/info")
 
@@ -163,10 +174,13 @@ async def test_the_page_can_be_fetched_while_the_model_loads() -> None:
     assert info.json()["code"] == "loading"
 
 
-async def test_a_page_that_comes_while_the_model_loads_is_welcomed_afterwards() -> None:
-    async with serving(loaded=False) as server, server.page() as page:
-        assert page.heard[0]["state"] == "waiting"
-        assert page.heard[-1]["kind"] == "welcome"
+async def test_a_page_that_comes_while_the_model_loads_is_welcomed_afterwards(tmp_path: Path) -> None:
+    now = tmp_path / "now"
+    async with serving(LoadLater(now), loaded=False) as server, connect(f"ws://{server.address}/ws") as socket:
+        page = Page(socket)
+        await page.hear("state", state="waiting")
+        now.touch()
+        await page.hear("welcome")
 
 
 async def test_weights_that_are_damaged_are_told_to_whoever_serves() -> None:
@@ -228,6 +242,16 @@ async def test_an_offer_that_cannot_be_used_ends_the_session_with_a_reason(serve
         await page.hear("state", state="live")
 
 
+async def test_an_offer_without_a_codec_of_ours_ends_the_session_with_a_reason(server: Server) -> None:
+    viewer = Viewer()
+    async with server.page() as page:
+        await page.say("offer", sdp=(await viewer.offer()).replace("VP8/", "VP9/").replace("H264/", "AV1/"))
+        heard = await page.end()
+    await viewer.close()
+
+    assert [message["code"] for message in heard if message["kind"] == "error"] == ["no_common_codec"]
+
+
 async def test_a_silent_socket_is_closed_with_a_reason() -> None:
     async with serving(silent_s=0.2) as server, server.page() as page:
         heard = await page.end()
@@ -255,6 +279,37 @@ async def test_a_tab_that_closes_frees_its_session(server: Server) -> None:
         assert "stillstream_sessions 1.0" in (await server.get("/metrics")).text
     async with server.page() as page, watching(page):
         await page.hear("state", state="live")
+
+
+class DeafSocket:
+    """A page that takes nothing any more."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    async def send_json(self, message: dict[str, Any]) -> None:
+        await asyncio.Future()
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+async def test_a_page_that_does_not_read_is_cut_off_and_nobody_waits_for_it() -> None:
+    socket = DeafSocket()
+    channel = SocketChannel(socket)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    for _ in range(UNSENT_LIMIT + 2):
+        channel.send({"kind": "stats"})
+
+    await asyncio.wait_for(socket.closed.wait(), 60)
+    await channel.close()
+
+
+def test_the_server_itself_never_loads_torch() -> None:
+    code = "import app.serve, sys; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert ended.stdout.strip() == "False"
 
 
 async def test_another_sites_page_is_refused(server: Server) -> None:

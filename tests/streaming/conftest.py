@@ -6,7 +6,7 @@ from aiortc.codecs import h264, vpx
 from hypothesis import HealthCheck, settings
 
 from streaming.rates import tune_encoders
-from tests.streaming.viewer import FPS, HEIGHT, WIDTH
+from tests.streaming.viewer import FPS, HEIGHT, WIDTH, until
 
 # A busy machine is slow; that is no failure of what is tested.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,5 +27,4 @@ def tuned() -> Iterator[None]:
 async def no_task_left() -> AsyncIterator[None]:
     yield
     # A callback of a finished task may still be on its way.
-    await asyncio.sleep(0.05)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})

@@ -8,7 +8,7 @@ import pytest
 
 from streaming.errors import WireError
 from streaming.peer import Peer
-from tests.streaming.viewer import BLUE, FPS, GREEN, HEIGHT, RED, WIDTH, Camera, Viewer, plain, until
+from tests.streaming.viewer import BLUE, FPS, GREEN, RED, Camera, Viewer, plain, until
 
 pytestmark = pytest.mark.usefixtures("tuned", "no_task_left")
 

@@ -79,6 +79,6 @@ def plain(colour: tuple[int, int, int], count: int = 1) -> np.ndarray:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something to be seen; the limit is only there to end a broken run."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
