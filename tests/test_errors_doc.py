@@ -13,12 +13,12 @@ ROW = re.compile(r"^\| `(\w+)` \| ((?:`[^`]+` ?)+)\| [^|]+ \| [^|]+ \|$", re.MUL
 
 def raised() -> dict[str, set[str]]:
     """Codes as they are written where an error is made, and the files that do."""
-    found = defaultdict(set)
+    found: defaultdict[str, set[str]] = defaultdict(set)
     for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS
-            if made and isinstance(node.args[0], ast.Constant):
-                found[node.args[0].value].add(path.relative_to(ROOT).as_posix())
+            match node:
+                case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(code)), *_]) if kind in ERRORS:
+                    found[code].add(path.relative_to(ROOT).as_posix())
     return dict(found)
 
 
