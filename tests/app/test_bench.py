@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from app import bench_figures as figures
 from app.bench import plan_for
@@ -16,40 +15,7 @@ from app.bench_engine import codec_shapes, floors, student_shapes
 from app.bench_figures import ENGINE, LIVE, LOADED, Figure, Target, bucket_percentile, percentile
 from app.bench_live import Memory, Watched, summarise
 from app.bench_viewer import PromptChange, Seen, Sight, first_that_stands_out
-from pipeline.codec import PocketCodec
-from pipeline.config import CacheConfig, CodecConfig, ModelConfig, StudentConfig, TextConfig
-from pipeline.student import Student
-from pipeline.text import TextEncoder
-from pipeline.weights import export
-
-TINY = ModelConfig(
-    name="tiny",
-    width=64,
-    height=32,
-    chunk=1,
-    student=StudentConfig(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=32,
-        ffn_dim=48,
-        num_layers=1,
-    ),
-    codec=CodecConfig(latent_channels=4, widths=(8, 12, 16)),
-    text=TextConfig(length=6, layers=1, heads=2, words=("ball", "blue", "red")),
-    cache=CacheConfig(sink=1, window=2),
-)
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    text = TextEncoder(TINY.text, TINY.student.text_dim)
-    export(folder, TINY, PocketCodec(TINY.codec), text, Student(TINY.student))
-    return folder
+from tests.app.tiny import TINY
 
 
 def sights(levels: list[int], step_s: float = 0.0625) -> list[Sight]:

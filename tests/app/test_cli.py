@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,16 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from app.clip import read_clip
+from tests.app.tiny import TINY
+
+ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("STILLSTREAM_")}
 
 
-def _run(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def _run(*words: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "app", *words],
         capture_output=True,
         text=True,
-        timeout=60,
-        env=ENVIRONMENT | environment,
+        timeout=120,
+        cwd=cwd,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | environment,
         check=False,
     )
 
@@ -65,12 +71,53 @@ def test_a_taken_port_is_one_clear_line() -> None:
     )
 
 
-def test_a_model_that_is_missing_is_one_clear_line(tmp_path: Path) -> None:
-    ended = _run("generate", "--prompt", "a red ball", "--model", str(tmp_path), "--out", str(tmp_path / "clip.mp4"))
+def _is_one_line(ended: "subprocess.CompletedProcess[str]", code: str) -> bool:
+    """Exit code 2 and one sentence for a person, below what a progress bar may have left."""
+    said = ended.stderr.strip().splitlines()
+    return ended.returncode == 2 and said[-1].startswith(f"{code}: ") and "Traceback" not in ended.stderr
 
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("generate", "--prompt", "a red ball")])
+@pytest.mark.parametrize("code", ["weights_missing", "weights_damaged"])
+def test_weights_that_are_missing_or_damaged_are_one_clear_line(
+    tiny_model: Path, tmp_path: Path, command: tuple[str, ...], code: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    student = model / "student.safetensors"
+    if code == "weights_missing":
+        student.unlink()
+    else:
+        student.write_bytes(student.read_bytes()[:-1])
+    ended = _run(*command, "--model", str(model), cwd=tmp_path)
+
+    assert _is_one_line(ended, code), ended.stderr
+    assert "student.safetensors" in ended.stderr
+    assert list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("--input", "notes.mp4"), "clip_unreadable"), (("--device", "abacus"), "device_unusable")],
+)
+def test_a_clip_that_cannot_be_made_is_one_clear_line_and_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, words: tuple[str, ...], code: str
+) -> None:
+    notes = tmp_path / "notes.mp4"
+    notes.write_text("not a video")
+    ended = _run("generate", "--prompt", "a red ball", *words, "--model", str(tiny_model), cwd=tmp_path)
+
+    assert _is_one_line(ended, code), ended.stderr
+    assert list(tmp_path.iterdir()) == [notes]
+
+
+def test_a_clip_is_written_and_the_same_seed_makes_the_same_latents(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        words = ("--seconds", "0.5", "--seed", "3", "--out", f"{name}.mp4", "--latents", f"{name}.safetensors")
+        ended = _run("generate", "--prompt", "a red ball", *words, "--model", str(tiny_model), cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (0, f"Wrote {name}.mp4\n"), ended.stderr
+
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert len(list(read_clip(tmp_path / "one.mp4", TINY.fps, TINY.width, TINY.height))) == 8
 
 
 @pytest.mark.parametrize("moment", ["while the model loads", "when all is ready"])

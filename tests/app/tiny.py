@@ -1,0 +1,38 @@
+"""A model folder like the real one, small enough to load and run in a test."""
+
+from pathlib import Path
+
+from pipeline.config import CacheConfig, CodecConfig, ModelConfig, StudentConfig, TextConfig
+
+TINY = ModelConfig(
+    name="tiny",
+    width=64,
+    height=32,
+    chunk=1,
+    student=StudentConfig(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=1,
+    ),
+    codec=CodecConfig(latent_channels=4, widths=(8, 12, 16)),
+    text=TextConfig(length=6, layers=1, heads=2, words=("ball", "blue", "red")),
+    cache=CacheConfig(sink=1, window=2),
+)
+
+
+def write_tiny_model(folder: Path) -> None:
+    import torch
+
+    from pipeline.codec import PocketCodec
+    from pipeline.student import Student
+    from pipeline.text import TextEncoder
+    from pipeline.weights import export
+
+    torch.manual_seed(0)
+    text = TextEncoder(TINY.text, TINY.student.text_dim)
+    export(folder, TINY, PocketCodec(TINY.codec), text, Student(TINY.student))
