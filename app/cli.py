@@ -110,7 +110,7 @@ def generate(
             speed = progress.tasks[0].speed
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
-        run(
+        unknown_words = run(
             LoadEngine(model, device, chosen),
             Controls(prompt, seed, strength),
             seconds,
@@ -121,6 +121,8 @@ def generate(
             on_chunk=made,
         )
     out.print(f"Wrote {out_path}", highlight=False)
+    if unknown_words:
+        err.print(f"This model does not know: {', '.join(unknown_words)}.", highlight=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.clip import read_clip, replacing, write_clip
 from app.stopwatch import Stopwatch
-from app.worker import EngineFactory, EngineLike
+from app.worker import EngineFactory, EngineLike, unknown_words
 from pipeline.chunk import Controls
 
 
@@ -22,9 +22,10 @@ def generate(
     latents: Path | None = None,
     on_start: Callable[[int], None] = lambda frames: None,
     on_chunk: Callable[[int], None] = lambda frames: None,
-) -> None:
-    """Write a clip. clip: the video to follow; the new one ends with it. latents: also keep what was decoded.
+) -> tuple[str, ...]:
+    """Write a clip; returns the words of its prompt that the model does not know.
 
+    clip: the video to follow; the new one ends with it. latents: also keep what was decoded.
     on_start hears the number of frames to come, on_chunk the number of each chunk.
     """
     engine = load(Stopwatch().trace)
@@ -47,6 +48,7 @@ def generate(
             on_chunk(len(frames_THWC))
     if latents is not None:
         _write_latents(latents, np.concatenate(kept_TCHW))
+    return unknown_words(engine, controls.prompt)
 
 
 def _sources(engine: EngineLike, clip: Path) -> Iterator[np.ndarray]:

@@ -135,8 +135,7 @@ def _serve(line: Connection, factory: EngineFactory) -> None:
             state = _open_or_reset(engine, state, order)
             chunk = engine.step(state, order.controls, order.source_THWC)
             chunk_ms = (time.perf_counter() - started_s) * 1000
-            unknown_words = dict.fromkeys(engine.text.unknown(order.controls.prompt))
-            line.send(Made(chunk, chunk_ms, watch.take(), tuple(unknown_words)))
+            line.send(Made(chunk, chunk_ms, watch.take(), unknown_words(engine, order.controls.prompt)))
         except PipelineError as error:
             line.send(Failed(error))
         except (EOFError, OSError):
@@ -144,6 +143,11 @@ def _serve(line: Connection, factory: EngineFactory) -> None:
         except Exception as error:
             line.send(_failed(error))
             return  # the stream's memory may be half written: a new process is the only clean one
+
+
+def unknown_words(engine: EngineLike, prompt: str) -> tuple[str, ...]:
+    """Words of the prompt that the model does not know, each once."""
+    return tuple(dict.fromkeys(engine.text.unknown(prompt)))
 
 
 def _open_or_reset(engine: EngineLike, state: Any, order: Order) -> Any:

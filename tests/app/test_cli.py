@@ -113,8 +113,9 @@ def test_a_clip_that_cannot_be_made_is_one_clear_line_and_leaves_nothing(
 def test_a_clip_is_written_and_the_same_seed_makes_the_same_latents(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         words = ("--seconds", "0.5", "--seed", "3", "--out", f"{name}.mp4", "--latents", f"{name}.safetensors")
-        ended = _run("generate", "--prompt", "a red ball", *words, "--model", str(tiny_model), cwd=tmp_path)
+        ended = _run("generate", "--prompt", "red dragon", *words, "--model", str(tiny_model), cwd=tmp_path)
         assert (ended.returncode, ended.stdout) == (0, f"Wrote {name}.mp4\n"), ended.stderr
+        assert ended.stderr.endswith("This model does not know: dragon.\n")
 
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert len(list(read_clip(tmp_path / "one.mp4", TINY.fps, TINY.width, TINY.height))) == 8
