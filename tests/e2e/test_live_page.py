@@ -54,6 +54,14 @@ def test_the_picture_follows_a_prompt_change_mid_stream(open_page: OpenPage) -> 
     assert viewer.page.evaluate("window.sockets.length") == 1
 
 
+def test_words_that_the_model_does_not_know_are_named_until_the_next_prompt(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.ask("a red zebra in the desert")
+    wait_until(lambda: viewer.page.inner_text("#unknown") == "This model does not know: zebra.", "the unknown word")
+    viewer.ask(DESERT)
+    wait_until(lambda: viewer.page.inner_text("#unknown") == "", "a prompt that is known")
+
+
 def test_the_camera_shows_up_in_the_picture_where_it_is_and_when(open_page: OpenPage) -> None:
     viewer = open_page()
     viewer.ask(DARK_ROOM)
@@ -160,11 +168,14 @@ def test_a_camera_that_does_not_open_is_explained(open_page: OpenPage, name: str
     assert not viewer.page.is_checked("#camera")
 
 
-def test_a_browser_without_cameras_is_told_so(open_page: OpenPage) -> None:
+@pytest.mark.parametrize(("secure", "words"), [("true", "cannot use a camera"), ("false", "needs a secure page")])
+def test_a_browser_that_hides_its_cameras_is_told_why(open_page: OpenPage, secure: str, words: str) -> None:
     viewer = open_page()
     viewer.page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    viewer.page.evaluate(f"Object.defineProperty(window, 'isSecureContext', {{ value: {secure} }})")
     viewer.page.click(".switch:has(#camera)")
-    wait_until(lambda: "cannot use a camera" in viewer.trouble, "the word that there are no cameras")
+    wait_until(lambda: words in viewer.trouble, words)
+    assert not viewer.page.is_checked("#camera")
 
 
 def test_a_browser_without_webrtc_is_told_so(open_page: OpenPage) -> None:
