@@ -275,6 +275,11 @@ async def test_a_camera_that_stops_is_said_once_and_the_stream_goes_on_from_the_
     assert live.worker.orders[-1].source_THWC is None
     assert live.page.states[-1] == "live"
 
+    live.peer.on_frame(_camera_frame(77), 9.0)
+    await live.worker.make()
+    live.track.show()
+    assert live.worker.orders[-1].source_THWC is not None
+
 
 async def test_statistics_come_each_second(live: Scene) -> None:
     await live.worker.make()
