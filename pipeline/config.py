@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,7 +15,11 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_STRICT)
 class StudentConfig:
-    """Shape of the transformer, in the words of diffusers' `WanTransformer3DModel`."""
+    """Shape of the transformer, in the words of diffusers' `WanTransformer3DModel`.
+
+    in_channels: the latent's channels and `position_channels` more, which tell a token where it is: rotary embedding
+    alone tells only distances, and a small model takes long to find the picture's edges from those.
+    """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 4
@@ -29,6 +34,7 @@ class StudentConfig:
     qk_norm: str = "rms_norm_across_heads"
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
+    position_channels: int = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -53,9 +59,14 @@ class TextConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class SamplerConfig:
-    """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes."""
+    """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes.
+
+    prediction: what the transformer puts out: the flow (Wan), or the clean latents (a narrow model has no room to carry
+    the noise through).
+    """
 
     shift: float = 3.0
+    prediction: Literal["flow", "clean"] = "flow"
     steps: tuple[int, ...] = (1000, 750, 500, 250)
 
 
@@ -91,10 +102,9 @@ class ModelConfig:
         )
         if self.height % cell[0] or self.width % cell[1]:
             raise ValueError(f"{self.width}x{self.height} does not divide into tokens of {cell[1]}x{cell[0]} pixels")
-        if self.codec.latent_channels != self.student.in_channels:
-            raise ValueError(
-                f"the codec has {self.codec.latent_channels} channels, the student {self.student.in_channels}"
-            )
+        channels = self.codec.latent_channels + self.student.position_channels
+        if channels != self.student.in_channels:
+            raise ValueError(f"latents and positions have {channels} channels, the student {self.student.in_channels}")
 
     @property
     def frames_per_chunk(self) -> int:

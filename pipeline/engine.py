@@ -152,12 +152,12 @@ class Engine:
         def noise(step: int) -> Tensor:
             return draw_noise(shape, state.seed, state.index, step).to(self.device)
 
-        def flow(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
             with self.trace(f"denoise_{step}"):
                 return self.student(noisy, torch.full((1, 1), 1000 * sigma, device=self.device), text, attend)
 
         sigmas = levels(config.sampler) if source is None else levels_from(config.sampler, controls.strength)
-        clean = denoise(flow, noise, sigmas, source)
+        clean = denoise(student, noise, sigmas, source, config.sampler.prediction)
         with self.trace("cache"):
             attend.writing = True
             self.student(clean, torch.zeros(1, 1, device=self.device), text, attend)

@@ -40,6 +40,11 @@ def clean_from_flow(noisy: Tensor, flow: Tensor, sigma: float | Tensor) -> Tenso
     return noisy - sigma * flow
 
 
+def clean_from(prediction: str, out: Tensor, noisy: Tensor, sigma: float | Tensor) -> Tensor:
+    """Clean latents, from what the transformer put out: the flow, or the clean latents themselves."""
+    return out if prediction == "clean" else clean_from_flow(noisy, out, sigma)
+
+
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:
     """Unit normal noise, a pure function of its arguments (Philox): a token's noise does not depend on who asks."""
     bits = np.random.Philox(key=np.array([seed, chunk * 256 + step], dtype=np.uint64))
@@ -47,14 +52,15 @@ def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tens
 
 
 def denoise(
-    flow: Callable[[Tensor, float, int], Tensor],
+    student: Callable[[Tensor, float, int], Tensor],
     noise: Callable[[int], Tensor],
     sigmas: list[float],
     source: Tensor | None = None,
+    prediction: str = "flow",
 ) -> Tensor:
     """Run the denoise passes; returns clean latents.
 
-    flow(noisy, sigma, step): the student. noise(step): fresh unit noise of one step.
+    student(noisy, sigma, step): puts out what `prediction` names. noise(step): fresh unit noise of one step.
     source: clean latents to begin from; needed when sigmas do not start at 1. No sigmas: the source comes back.
     """
     if source is None:
@@ -64,5 +70,5 @@ def denoise(
         clean = source
     for step, sigma in enumerate(sigmas):
         noisy = mix(clean, noise(step), sigma)
-        clean = clean_from_flow(noisy, flow(noisy, sigma, step), sigma)
+        clean = clean_from(prediction, student(noisy, sigma, step), noisy, sigma)
     return clean

@@ -6,6 +6,7 @@ the config, so a pocket student and a Wan checkpoint run through the same lines.
 """
 
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -30,6 +31,18 @@ def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
     even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rows.to(x_BNHD.dtype)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+@lru_cache(maxsize=8)
+def positions(channels: int, height: int, width: int) -> Tensor:
+    """Where each cell is: sines and cosines of y and x at channels / 4 frequencies, (channels, height, width)."""
+    octaves = 2.0 ** torch.arange(channels // 4)
+    parts = []
+    for count, shape in ((height, (-1, 1)), (width, (1, -1))):
+        place = (2 * torch.arange(count) + 1 - count) / count
+        angles = torch.pi / 2 * octaves[:, None] * place
+        parts += [wave.unflatten(1, shape).expand(-1, height, width) for wave in (angles.sin(), angles.cos())]
+    return torch.cat(parts)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -77,7 +90,9 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = WanTransformer3DModel(**asdict(config))
+        shape = asdict(config)
+        shape.pop("position_channels")
+        self.model = WanTransformer3DModel(**shape)
 
     def rope_rows(self, frames: list[int], grid: tuple[int, int]) -> Tensor:
         """Rotary rows of the tokens of frames at these positions: (2, frames * tokens, 1, head dim / 2)."""
@@ -119,6 +134,10 @@ class Student(nn.Module):
 
     def embed(self, latents_BTCHW: Tensor) -> tuple[Tensor, int]:
         """Tokens (B, N, D) and their number per latent frame."""
+        if self.config.position_channels:
+            batch, frames, _, *size = latents_BTCHW.shape
+            where = positions(self.config.position_channels, *size).to(latents_BTCHW)
+            latents_BTCHW = torch.cat((latents_BTCHW, where.expand(batch, frames, -1, -1, -1)), 2)
         embedded = self.model.patch_embedding(latents_BTCHW.transpose(1, 2))
         return embedded.flatten(2).transpose(1, 2), embedded.shape[3] * embedded.shape[4]
 

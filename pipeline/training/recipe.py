@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import ModelConfig, TextConfig
+from pipeline.config import CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig
 from pipeline.errors import PipelineError
 from pipeline.training import captions
 from pipeline.training.autoencoder import train_autoencoder
@@ -37,7 +37,15 @@ EXAMPLES = (
 
 def pocket_config() -> ModelConfig:
     """The configuration of the embedded model."""
-    return ModelConfig(examples=EXAMPLES, text=TextConfig(words=captions.WORDS))
+    codec = CodecConfig(latent_channels=32)
+    student = StudentConfig(in_channels=32 + 12, out_channels=32, position_channels=12)
+    return ModelConfig(
+        examples=EXAMPLES,
+        codec=codec,
+        student=student,
+        text=TextConfig(words=captions.WORDS),
+        sampler=SamplerConfig(prediction="clean"),
+    )
 
 
 def run(out: Path, budget_s: float | None = None, stage: str | None = None, threads: int | None = None) -> None:
@@ -65,7 +73,7 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     if last < STAGES.index("teacher"):
         return
     clips = Clips(out / "clips", seed=12)
-    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.999))
+    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.995))
     many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):

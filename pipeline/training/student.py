@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from_flow, mix, shifted
+from pipeline.sampler import clean_from, mix, shifted
 from pipeline.training.clips import CHUNKS, Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import StageSettings, Trainer
@@ -30,6 +30,7 @@ def train_student(
     denoiser = Denoiser(config)
     denoiser.load_state_dict(teacher.state_dict())
     denoiser.text.requires_grad_(False)
+    prediction = config.sampler.prediction
     trainer = Trainer("student", folder, denoiser, settings)
     compiled(denoiser).train()
     compiled(teacher)
@@ -51,14 +52,17 @@ def train_student(
                 )
                 told = teacher_forced(teacher.student, past, noisy, high, named, config).float()
                 free = teacher_forced(teacher.student, past, noisy, high, bare, config).float()
-                flow = free + GUIDANCE * (told - free)
-                nearer = noisy + per_frame(low - high, config) * flow
+                out = free + GUIDANCE * (told - free)
+                guided = clean_from(prediction, out, noisy, per_frame(high, config))
+                # One Euler step along the line from noise to the guided clean latents.
+                nearer = guided + per_frame(low / high, config) * (noisy - guided)
                 text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
-                said = teacher_forced(denoiser.student, past, nearer, low, text, config).float()
-                target = clean_from_flow(nearer, said, per_frame(low, config))
+                out = teacher_forced(denoiser.student, past, nearer, low, text, config).float()
+                said = clean_from(prediction, out, nearer, per_frame(low, config))
+                target = torch.where(per_frame(low, config) > 0, said, nearer)
             text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
-            flow = teacher_forced(denoiser.student, past, noisy, high, text, config).float()
-        made = clean_from_flow(noisy, flow, per_frame(high, config))
+            out = teacher_forced(denoiser.student, past, noisy, high, text, config).float()
+        made = clean_from(prediction, out, noisy, per_frame(high, config))
         error = (made - target).square().mean((2, 3, 4))
         return (error + 1e-3).sqrt().mean(), {"squared": error.mean().item()}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import mix
+from pipeline.sampler import clean_from, mix
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.training.clips import CHUNKS, Clips
@@ -16,6 +16,7 @@ from pipeline.training.loop import StageSettings, Trainer
 
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
+SIGMA_FLOOR = 0.2
 
 
 class Denoiser(nn.Module):
@@ -79,8 +80,11 @@ def train_teacher(
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
             past = noised_past(clean, generator)
-            flow = teacher_forced(teacher.student, past, noisy, sigmas, text, config).float()
-        error = (flow - (noise - clean)).square().mean((2, 3, 4))
+            out = teacher_forced(teacher.student, past, noisy, sigmas, text, config).float()
+        # The error of the flow; near the clean end a clean prediction's would count without bound.
+        made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
+        scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
+        error = ((made - clean) / scale).square().mean((2, 3, 4))
         first = error[:, : config.chunk].mean().item()
         return error.mean(), {"first": first, "last": error[:, -config.chunk :].mean().item()}
 
