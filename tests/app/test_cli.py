@@ -122,9 +122,9 @@ def test_a_clip_is_written_and_the_same_seed_makes_the_same_latents(tiny_model: 
 
 
 @pytest.mark.parametrize("moment", ["while the model loads", "when all is ready"])
-def test_ctrl_c_ends_a_server_quietly(moment: str) -> None:
+def test_ctrl_c_ends_a_server_quietly(tiny_model: Path, moment: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--port", "0"],
+        [sys.executable, "-m", "app", "serve", "--port", "0", "--model", str(tiny_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
