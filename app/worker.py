@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipeline.errors import PipelineError
 log = logging.getLogger("stillstream.worker")
 
 OPENMP_WAIT_POLICY = "PASSIVE"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 Trace = Callable[[str], AbstractContextManager[None]]
 
@@ -78,10 +80,18 @@ class LoadEngine:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which a container or taskset can make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, which a container or taskset can make fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, quota_cores(CPU_QUOTA))))
+
+
+def quota_cores(path: Path) -> float:
+    """Cores' worth of time that a container is given. More threads than that are all stopped when it is used up."""
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no such file, or no limit: "max 100000"
+        return inf
 
 
 def default_threads(workers: int = 1) -> int:

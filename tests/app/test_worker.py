@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from math import inf
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 from app import worker_client
 from app.errors import WorkerLostError
 from app.mailbox import Order
-from app.worker import default_threads
+from app.worker import default_threads, quota_cores
 from app.worker_client import Health, WorkerClient
 from pipeline.chunk import Controls
 from pipeline.errors import PipelineError
@@ -131,6 +132,15 @@ async def test_the_wait_policy_is_settled_before_torch_is_imported() -> None:
 
 def test_no_more_threads_than_cores_and_never_more_than_four() -> None:
     assert 1 <= default_threads() <= min(4, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("text", "cores"), [("150000 100000\n", 1.5), ("max 100000\n", inf), (None, inf)])
+def test_a_containers_share_of_the_cores_is_read(tmp_path: Path, text: str | None, cores: float) -> None:
+    path = tmp_path / "cpu.max"
+    if text is not None:
+        path.write_text(text)
+
+    assert quota_cores(path) == cores
 
 
 def test_the_worker_ends_with_its_parent(tmp_path: Path) -> None:
