@@ -110,7 +110,7 @@ function sendPrompt(prompt) {
   if (id === null) return; // it goes with the other wishes once there is a connection
   Object.assign(view, { prompt, promptId: id });
   meter.sent(id);
-  $("applied").value = "Sent…";
+  $("applied").value = controls.wishes.paused ? "Sent; it is drawn when you go on." : "Sent…";
 }
 
 function drawUnknown(words) {
