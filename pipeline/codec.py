@@ -101,13 +101,16 @@ class PocketCodec(nn.Module):
         self.decoder = _decoder(config)
         # Not affine: its running statistics are the latents' mean and deviation, learnt with the weights.
         self.normalise = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.01)
+        # How much of the picture hangs on a channel: noise then hides fine detail first and the layout last.
+        self.register_buffer("scale", torch.ones(config.latent_channels, 1, 1))
+        self.scale: Tensor
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
         """T must be a multiple of `frames`. Returns latents_BTCHW."""
         batch, count, _, height, width = frames_BTCHW.shape
         assert count % self.config.frames == 0, f"{count} frames do not fill latent frames of {self.config.frames}"
         grouped = frames_BTCHW.reshape(-1, 3 * self.config.frames, height, width)
-        latents = self.normalise(self.encoder(grouped.contiguous(memory_format=torch.channels_last)))
+        latents = self.normalise(self.encoder(grouped.contiguous(memory_format=torch.channels_last))) * self.scale
         return latents.reshape(batch, count // self.config.frames, *latents.shape[1:])
 
     def decode(self, latents_BTCHW: Tensor, previous_BCHW: Tensor | None = None) -> Tensor:
@@ -115,7 +118,7 @@ class PocketCodec(nn.Module):
         batch, count = latents_BTCHW.shape[:2]
         before = latents_BTCHW[:, 0] if previous_BCHW is None else previous_BCHW
         past = torch.cat([before[:, None], latents_BTCHW[:, :-1]], 1)
-        pair = torch.cat([latents_BTCHW, past], 2).flatten(0, 1)
+        pair = torch.cat([latents_BTCHW / self.scale, past / self.scale], 2).flatten(0, 1)
         frames = self.decoder(pair.contiguous(memory_format=torch.channels_last))
         return frames.reshape(batch, count * self.config.frames, 3, *frames.shape[2:])
 

@@ -22,13 +22,12 @@ from pipeline.training.teacher import train_teacher
 from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "export")
-SHARES = {"autoencoder": 0.3125, "teacher": 0.4375, "student": 0.25}
-DEFAULT_BUDGET_S = 4800.0
+BUDGET_S = {"autoencoder": 1500.0, "teacher": 1800.0, "student": 480.0}
 CLIP_COUNT = 4000
 EXAMPLES = (
     "a red ball bounces on the beach",
     "a blue fish moves left under water, neon style",
-    "a yellow star circles over the city at night",
+    "a yellow star circles in the city at night",
     "an orange robot sways on a stage in front of an audience",
     "a pink heart moves right in the snow, pastel",
     "a green flower stands still in the park, pencil sketch",
@@ -55,16 +54,17 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     """
     if stage is not None and stage not in STAGES:
         raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
-    total_s = DEFAULT_BUDGET_S if budget_s is None else budget_s
+    total_s = sum(BUDGET_S.values()) if budget_s is None else budget_s
     if total_s <= 0:
         raise PipelineError("budget_invalid", f"A budget of {total_s} s trains nothing.", "Give a positive time.")
     if threads is not None:
         torch.set_num_threads(threads)
+    scale = total_s / sum(BUDGET_S.values())
     config = pocket_config()
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
     def settings(name: str, learning_rate: float, ema: float) -> StageSettings:
-        return StageSettings(SHARES[name] * total_s, learning_rate, ema=ema)
+        return StageSettings(BUDGET_S[name] * scale, learning_rate, ema=ema)
 
     codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998))
     if last < STAGES.index("clips"):
@@ -83,4 +83,6 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)
-    (out / "export" / "training.json").write_text(json.dumps({"budget_s": total_s, "shares": SHARES}, indent=2) + "\n")
+    (out / "export" / "training.json").write_text(
+        json.dumps({name: share * scale for name, share in BUDGET_S.items()}, indent=2) + "\n"
+    )

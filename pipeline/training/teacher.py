@@ -1,4 +1,8 @@
-"""Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past."""
+"""Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past.
+
+Two steps of three see single chunks of many scenes, where looks and words are learnt; the third sees whole clips, where
+motion and the past are learnt.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,6 +14,7 @@ from pipeline.config import ModelConfig
 from pipeline.sampler import clean_from, mix
 from pipeline.student import Student
 from pipeline.text import TextEncoder
+from pipeline.training.autoencoder import item_rng
 from pipeline.training.clips import CHUNKS, Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import StageSettings, Trainer
@@ -17,6 +22,8 @@ from pipeline.training.loop import StageSettings, Trainer
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
 SIGMA_FLOOR = 0.2
+MIXED = 3
+SINGLES = 40
 
 
 class Denoiser(nn.Module):
@@ -49,10 +56,18 @@ def noised_past(clean: Tensor, generator: torch.Generator) -> Tensor:
     return mix(clean, torch.randn(clean.shape, generator=generator), size)
 
 
-def drop_captions(prompts: list[str], generator: torch.Generator) -> list[str]:
+def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
     """Whole clips lose their caption, for guidance."""
-    keep = torch.rand(len(prompts) // CHUNKS, generator=generator) >= NO_CAPTION_SHARE
-    return [prompt if keep[index // CHUNKS] else "" for index, prompt in enumerate(prompts)]
+    keep = torch.rand(len(prompts) // per_clip, generator=generator) >= NO_CAPTION_SHARE
+    return [prompt if keep[index // per_clip] else "" for index, prompt in enumerate(prompts)]
+
+
+def single_chunks(clips: Clips, step: int, config: ModelConfig) -> tuple[Tensor, list[str]]:
+    """One chunk of each of many clips, as a stream's first: what things look like, at a seventh of a clip's work."""
+    latents, prompts = clips.batch(step, SINGLES)
+    place = item_rng(clips.seed, step, 1).integers(0, CHUNKS, SINGLES)
+    chunks = [latents[row, at * config.chunk : (at + 1) * config.chunk] for row, at in enumerate(place)]
+    return torch.stack(chunks), [prompts[row * CHUNKS + at] for row, at in enumerate(place)]
 
 
 def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
@@ -71,11 +86,12 @@ def train_teacher(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        clean, prompts = clips.batch(step, batch)
-        position = torch.sigmoid(torch.randn(batch, CHUNKS, generator=generator) * 1.2)
+        alone = step % MIXED != 0
+        clean, prompts = single_chunks(clips, step, config) if alone else clips.batch(step, batch)
+        position = torch.sigmoid(torch.randn(len(clean), clean.shape[1] // config.chunk, generator=generator) * 1.2)
         sigmas = shift * position / (1 + (shift - 1) * position)
         noise = torch.randn(clean.shape, generator=generator)
-        tokens = teacher.text.tokenize(drop_captions(prompts, generator))
+        tokens = teacher.text.tokenize(drop_captions(prompts, len(prompts) // len(clean), generator))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
@@ -84,9 +100,8 @@ def train_teacher(
         # The error of the flow; near the clean end a clean prediction's would count without bound.
         made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
-        error = ((made - clean) / scale).square().mean((2, 3, 4))
-        first = error[:, : config.chunk].mean().item()
-        return error.mean(), {"first": first, "last": error[:, -config.chunk :].mean().item()}
+        error = ((made - clean) / scale).square().mean()
+        return error, {"alone" if alone else "clip": error.item()}
 
     trainer.fit(loss)
     return average(config, trainer)

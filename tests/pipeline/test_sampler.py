@@ -135,3 +135,16 @@ def test_no_levels_give_the_source_back() -> None:
 def test_without_a_source_only_pure_noise_can_be_the_start(sigmas: list[float]) -> None:
     with pytest.raises(AssertionError, match="pure noise"):
         denoise(Oracle(noise_of(0)), noise_of, sigmas)
+
+
+def test_a_student_that_predicts_clean_latents_equals_one_that_predicts_their_flow() -> None:
+    target = draw_noise(SHAPE, 2, 0, 0)
+
+    def clean(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        return target + 0.1 * noisy
+
+    def flow(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        return (noisy - clean(noisy, sigma, step)) / sigma
+
+    made = [denoise(each, noise_of, levels(WAN), None, kind) for each, kind in ((clean, "clean"), (flow, "flow"))]
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.student import CachedAttention, Student, attention, positions, rotate
 from pipeline.training.forcing import teacher_forced
 
 
@@ -177,3 +177,21 @@ def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(student: S
         for past in (cache, fresh)
     ]
     torch.testing.assert_close(flows[0], flows[1], atol=1e-6, rtol=1e-6)
+
+
+def test_position_channels_are_extra_input_of_the_stock_model(config: ModelConfig) -> None:
+    shape = replace(config.student, in_channels=4 + 8, position_channels=8)
+    torch.manual_seed(1)
+    placed = Student(shape).eval().requires_grad_(False)
+    latents, text = draw(config, 2)
+    where = positions(8, *config.latent_size).expand(1, 2, -1, -1, -1)
+    full = torch.cat((latents, where), 2).transpose(1, 2)
+    stock = placed.model(full, torch.tensor([500.0]), text, return_dict=False)[0].transpose(1, 2)
+    attend = CachedAttention(empty_cache(config), placed, config.grid, 2)
+    ours = placed(latents, torch.tensor([[500.0]]), placed.text_kv(text), attend)
+    torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)
+
+
+def test_no_two_cells_have_the_same_position() -> None:
+    cells = positions(12, 12, 20).flatten(1).T
+    assert torch.cdist(cells, cells).fill_diagonal_(1).min() > 0.1

@@ -16,6 +16,7 @@ from pipeline.training.autoencoder import (
     CROP_HEIGHT,
     CROP_WIDTH,
     Crops,
+    balance,
     batches,
     item_rng,
     reconstruction_loss,
@@ -106,3 +107,16 @@ def test_a_few_steps_make_a_better_codec_and_a_sheet_to_look_at(
         errors = [F.mse_loss(each.decode(each.encode(frames)), frames).item() for each in (codec, start)]
     assert errors[0] < errors[1]
     assert (tmp_path / "sample.png").stat().st_size > 0
+
+
+def test_balanced_channels_carry_weight_by_what_they_move_and_the_picture_stays(wide: ModelConfig) -> None:
+    torch.manual_seed(0)
+    codec = PocketCodec(wide.codec)
+    frames = torch.rand(4, 8, 3, 64, 96) * 2 - 1
+    start_from_principal_components(codec, frames)
+    codec.eval().requires_grad_(False)
+    before = codec.decode(codec.encode(frames))
+    balance(codec, frames)
+    torch.testing.assert_close(codec.decode(codec.encode(frames)), before, atol=1e-4, rtol=1e-4)
+    assert codec.scale.square().mean().item() == pytest.approx(1.0, abs=1e-4)
+    assert codec.scale[0] > codec.scale[-1]
