@@ -48,7 +48,7 @@ def pocket_config() -> ModelConfig:
 
 
 def run(out: Path, budget_s: float | None = None, stage: str | None = None, threads: int | None = None) -> None:
-    """Train up to and including `stage` (default: all). budget_s: seconds of training in all, rendering not counted.
+    """Train up to and including `stage` (default: all). budget_s: seconds of training in all; drawing clips comes on top.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`.
     """
@@ -63,8 +63,8 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     config = pocket_config()
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
-    def settings(name: str, learning_rate: float, ema: float) -> StageSettings:
-        return StageSettings(BUDGET_S[name] * scale, learning_rate, ema=ema)
+    def settings(name: str, learning_rate: float, ema: float, warm_up: int = 100) -> StageSettings:
+        return StageSettings(BUDGET_S[name] * scale, learning_rate, warm_up_steps=warm_up, ema=ema)
 
     codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998))
     if last < STAGES.index("clips"):
@@ -78,7 +78,7 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return
-    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.99))
+    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.98, 30))
     look(config, codec, student.text, student.student, out / "student" / "look.png")
     if last < STAGES.index("export"):
         return
