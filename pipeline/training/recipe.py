@@ -48,7 +48,7 @@ def pocket_config() -> ModelConfig:
 
 
 def run(out: Path, budget_s: float | None = None, stage: str | None = None, threads: int | None = None) -> None:
-    """Train up to and including `stage` (default: all). budget_s: seconds of training in all; drawing clips comes on top.
+    """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`.
     """
