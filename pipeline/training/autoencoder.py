@@ -1,6 +1,6 @@
 """Stage 1: the pocket autoencoder, on crops of the procedural world and of generic imagery."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,11 @@ class Crops(Dataset[Tensor]):
 def batches(dataset: Dataset[Tensor], batch: int, step: int) -> Iterator[Tensor]:
     loader = DataLoader(dataset, batch, sampler=range(batch * step, 2**40), num_workers=1, prefetch_factor=4)
     return iter(loader)
+
+
+def as_frames(clips: Iterable[Tensor], device: str) -> Tensor:
+    """uint8 THWC clips -> float frames_BTCHW on the device."""
+    return torch.stack([pixels_to_frames(clip) for clip in clips]).to(device)
 
 
 @torch.no_grad()
@@ -126,31 +131,31 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 8
+    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 8, device: str = "cpu"
 ) -> PocketCodec:
     """Train until the budget is spent; returns the EMA codec in eval mode."""
-    codec = PocketCodec(config.codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    codec = PocketCodec(config.codec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer("autoencoder", folder, codec, settings)
     stream = batches(Crops(config, seed, generic_share=0.35), batch, trainer.step)
     if trainer.step == 0:
-        start_from_principal_components(codec, torch.stack([pixels_to_frames(clip) for clip in next(stream)]))
+        start_from_principal_components(codec, as_frames(next(stream), device))
     codec.train()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])
+        real = as_frames(next(stream), device)
         noise = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(real.device.type, dtype=torch.bfloat16):
             latents = codec.encode(real)
             # The sampler's last step leaves small errors; the decoder learns to shrug them off.
             size = torch.rand(len(latents), 1, 1, 1, 1, generator=noise) * 0.3
-            made = codec.decode(latents + size * torch.randn(latents.shape, generator=noise))
+            made = codec.decode(latents + (size * torch.randn(latents.shape, generator=noise)).to(device))
         made = made.float()
         psnr_db = 10 * torch.log10(4 / F.mse_loss(made, real)).item()
         return reconstruction_loss(made, real), {"psnr_db": psnr_db}
 
     def sample() -> None:
         average = load_average(PocketCodec(config.codec), trainer)
-        real = torch.stack([pixels_to_frames(clip) for clip in next(stream)])
+        real = as_frames(next(stream), "cpu")
         with torch.no_grad():
             made = average.decode(average.encode(real))
         rows = [
@@ -161,7 +166,7 @@ def train_autoencoder(
     trainer.fit(loss, sample)
     average = load_average(PocketCodec(config.codec), trainer)
     crops = Crops(config, seed + 1, generic_share=0.35)
-    balance(average, torch.stack([pixels_to_frames(crops[index]) for index in range(48)]))
+    balance(average, as_frames([crops[index] for index in range(48)], "cpu"))
     return average
 
 

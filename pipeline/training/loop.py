@@ -79,7 +79,7 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location=next(self.module.parameters()).device)
         if saved["name"] != self.name:
             raise PipelineError(
                 "checkpoint_of_another_stage",

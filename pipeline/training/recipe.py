@@ -47,7 +47,13 @@ def pocket_config() -> ModelConfig:
     )
 
 
-def run(out: Path, budget_s: float | None = None, stage: str | None = None, threads: int | None = None) -> None:
+def run(
+    out: Path,
+    budget_s: float | None = None,
+    stage: str | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> None:
     """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`.
@@ -66,19 +72,19 @@ def run(out: Path, budget_s: float | None = None, stage: str | None = None, thre
     def settings(name: str, learning_rate: float, ema: float, warm_up: int = 100) -> StageSettings:
         return StageSettings(BUDGET_S[name] * scale, learning_rate, warm_up_steps=warm_up, ema=ema)
 
-    codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998))
+    codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998), device=device)
     if last < STAGES.index("clips"):
         return
     encode_clips(config, codec, out / "clips", count=CLIP_COUNT, seed=11)
     if last < STAGES.index("teacher"):
         return
     clips = Clips(out / "clips", seed=12)
-    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.995))
+    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.995), device=device)
     many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return
-    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.98, 30))
+    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.98, 30), device=device)
     look(config, codec, student.text, student.student, out / "student" / "look.png")
     if last < STAGES.index("export"):
         return

@@ -24,43 +24,49 @@ GUIDANCE = 2.5
 
 
 def train_student(
-    config: ModelConfig, clips: Clips, teacher: Denoiser, folder: Path, settings: StageSettings, *, batch: int = 8
+    config: ModelConfig,
+    clips: Clips,
+    teacher: Denoiser,
+    folder: Path,
+    settings: StageSettings,
+    *,
+    batch: int = 8,
+    device: str = "cpu",
 ) -> Denoiser:
     """Distil until the budget is spent; the text encoder stays the teacher's."""
-    denoiser = Denoiser(config)
+    denoiser = Denoiser(config).to(device)
+    teacher = teacher.to(device)
     denoiser.load_state_dict(teacher.state_dict())
     denoiser.text.requires_grad_(False)
     prediction = config.sampler.prediction
     trainer = Trainer("student", folder, denoiser, settings)
     compiled(denoiser).train()
     compiled(teacher)
-    table = torch.tensor([shifted(place / LEVELS, config.sampler.shift) for place in range(LEVELS + 1)])
+    table = torch.tensor([shifted(place / LEVELS, config.sampler.shift) for place in range(LEVELS + 1)]).to(device)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         clean, prompts = clips.batch(step + 10**6, batch)
-        place = torch.randint(1, LEVELS + 1, (batch, CHUNKS), generator=generator)
+        place = torch.randint(1, LEVELS + 1, (batch, CHUNKS), generator=generator).to(device)
         high, low = table[place], table[place - 1]
-        noise = torch.randn(clean.shape, generator=generator)
+        clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)
         past = noised_past(clean, generator)
         noisy = mix(clean, noise, per_frame(high, config))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
+        with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
-                named, bare = (
-                    teacher.student.text_kv(teacher.text(teacher.text.tokenize(texts)))
-                    for texts in (prompts, [""] * len(prompts))
-                )
+                named, bare = (teacher.student.text_kv(teacher.text(each)) for each in (tokens, bare_tokens))
                 told = teacher_forced(teacher.student, past, noisy, high, named, config).float()
                 free = teacher_forced(teacher.student, past, noisy, high, bare, config).float()
                 out = free + GUIDANCE * (told - free)
                 guided = clean_from(prediction, out, noisy, per_frame(high, config))
                 # One Euler step along the line from noise to the guided clean latents.
                 nearer = guided + per_frame(low / high, config) * (noisy - guided)
-                text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
+                text = denoiser.student.text_kv(denoiser.text(tokens))
                 out = teacher_forced(denoiser.student, past, nearer, low, text, config).float()
                 said = clean_from(prediction, out, nearer, per_frame(low, config))
                 target = torch.where(per_frame(low, config) > 0, said, nearer)
-            text = denoiser.student.text_kv(denoiser.text(denoiser.text.tokenize(prompts)))
+            text = denoiser.student.text_kv(denoiser.text(tokens))
             out = teacher_forced(denoiser.student, past, noisy, high, text, config).float()
         made = clean_from(prediction, out, noisy, per_frame(high, config))
         error = (made - target).square().mean((2, 3, 4))

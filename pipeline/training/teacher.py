@@ -53,7 +53,8 @@ def noised_past(clean: Tensor, generator: torch.Generator) -> Tensor:
     """The past as the student will really see it: slightly wrong. Half of the clips stay clean."""
     size = torch.rand(len(clean), 1, 1, 1, 1, generator=generator) * PAST_NOISE
     size = size * (torch.rand(size.shape, generator=generator) < 0.5)
-    return mix(clean, torch.randn(clean.shape, generator=generator), size)
+    noise = torch.randn(clean.shape, generator=generator)
+    return mix(clean, noise.to(clean.device), size.to(clean.device))
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -76,10 +77,10 @@ def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
 
 
 def train_teacher(
-    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 8
+    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 8, device: str = "cpu"
 ) -> Denoiser:
     torch.manual_seed(2)
-    teacher = Denoiser(config)
+    teacher = Denoiser(config).to(device)
     trainer = Trainer("teacher", folder, teacher, settings)
     compiled(teacher).train()
     shift = config.sampler.shift
@@ -89,10 +90,10 @@ def train_teacher(
         alone = step % MIXED != 0
         clean, prompts = single_chunks(clips, step, config) if alone else clips.batch(step, batch)
         position = torch.sigmoid(torch.randn(len(clean), clean.shape[1] // config.chunk, generator=generator) * 1.2)
-        sigmas = shift * position / (1 + (shift - 1) * position)
-        noise = torch.randn(clean.shape, generator=generator)
-        tokens = teacher.text.tokenize(drop_captions(prompts, len(prompts) // len(clean), generator))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        sigmas = (shift * position / (1 + (shift - 1) * position)).to(device)
+        clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)
+        tokens = teacher.text.tokenize(drop_captions(prompts, len(prompts) // len(clean), generator)).to(device)
+        with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
             past = noised_past(clean, generator)
