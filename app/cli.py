@@ -142,13 +142,14 @@ def train(
     budget_minutes: Annotated[float | None, typer.Option(help="Stop in time; a second run goes on from there.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage of the recipe.")] = None,
     threads: Threads = None,
+    device: Device = "cpu",
 ) -> None:
     """Train the pocket student on the procedural world. Resumes where it was stopped."""
     chosen = threads or default_threads()
     calm_openmp(chosen)
     from pipeline.training.recipe import run
 
-    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage, chosen)
+    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage, chosen, device)
 
 
 @app.command()

@@ -93,7 +93,7 @@ def _fill(module: nn.Module, path: Path) -> None:
     except (RuntimeError, SafetensorError) as error:
         raise PipelineError(
             "weights_mismatch",
-            f"{path} does not fit its configuration: {str(error).splitlines()[-1].strip()}.",
+            f"{path} does not fit its configuration: {str(error).splitlines()[-1].strip().rstrip('.')}.",
             "Take config.json and the weights from the same release.",
         ) from error
     module.eval().requires_grad_(False)
