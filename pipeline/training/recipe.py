@@ -84,7 +84,7 @@ def run(
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return
-    student = train_student(config, clips, teacher, out / "student", settings("student", 3e-4, 0.98, 30), device=device)
+    student = train_student(config, clips, teacher, out / "student", settings("student", 4e-5, 0.98, 30), device=device)
     look(config, codec, student.text, student.student, out / "student" / "look.png")
     if last < STAGES.index("export"):
         return

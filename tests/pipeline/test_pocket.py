@@ -40,7 +40,7 @@ def test_the_embedded_model_knows_every_word_of_its_examples(pocket: Engine) -> 
         assert len(prompt) <= pocket.config.prompt_limit
 
 
-def test_the_embedded_model_makes_moving_pictures_that_are_not_flat(pocket: Engine) -> None:
+def test_the_embedded_model_makes_pictures_that_are_not_flat(pocket: Engine) -> None:
     config, state = pocket.config, pocket.open(7)
     controls = Controls("a red ball moves right on the beach")
     chunks = [pocket.step(state, controls) for _ in range(2)]
@@ -50,5 +50,19 @@ def test_the_embedded_model_makes_moving_pictures_that_are_not_flat(pocket: Engi
         assert np.abs(chunk.latents_TCHW).max() < 20
         for frame in chunk.frames_THWC:
             assert frame.astype(float).std() > 10
-    first, last = chunks[0].frames_THWC[0].astype(int), chunks[-1].frames_THWC[-1].astype(int)
-    assert (np.abs(first - last).max(-1) > 24).mean() > 0.005
+
+
+def test_the_embedded_model_paints_the_place_that_the_prompt_names(pocket: Engine) -> None:
+    """Mean colours: sand is warmer than the sea, snow is brighter than a city at night."""
+
+    def mean_rgb(prompt: str) -> np.ndarray:
+        state = pocket.open(7)
+        chunks = [pocket.step(state, Controls(prompt)) for _ in range(2)]
+        return np.asarray(chunks[-1].frames_THWC.mean((0, 1, 2)))
+
+    desert, sea = mean_rgb("a red ball rests in the desert"), mean_rgb("a red ball rests under water")
+    assert desert[0] - desert[2] > 20
+    assert sea[2] - sea[0] > 20
+    assert (
+        mean_rgb("a red ball rests in the snow").mean() > mean_rgb("a red ball rests in the city at night").mean() + 40
+    )
