@@ -33,6 +33,12 @@ def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
+def scaled(x_BND: Tensor, scale_BTD: Tensor, shift_BTD: Tensor | None = None) -> Tensor:
+    """Times the scale, plus the shift, of the latent frame that each token belongs to; T = 1 serves all frames."""
+    grouped = x_BND.unflatten(1, (scale_BTD.shape[1], -1)) * scale_BTD[:, :, None]
+    return (grouped if shift_BTD is None else grouped + shift_BTD[:, :, None]).flatten(1, 2)
+
+
 @lru_cache(maxsize=8)
 def positions(channels: int, height: int, width: int) -> Tensor:
     """Where each cell is: sines and cosines of y and x at channels / 4 frequencies, (channels, height, width)."""
@@ -126,31 +132,29 @@ class Student(nn.Module):
         timesteps_BT: one per latent frame, or T = 1 for all. text: its batch is B times a number of equal groups of
         frames, each group under its own prompt.
         """
-        tokens, per_frame = self.embed(latents_BTCHW)
-        modulation, head_modulation = self.time(timesteps_BT, per_frame)
+        tokens = self.embed(latents_BTCHW)
+        modulation, head_modulation = self.time(timesteps_BT)
         for layer in range(len(self.model.blocks)):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
 
-    def embed(self, latents_BTCHW: Tensor) -> tuple[Tensor, int]:
-        """Tokens (B, N, D) and their number per latent frame."""
+    def embed(self, latents_BTCHW: Tensor) -> Tensor:
+        """Tokens (B, N, D)."""
         if self.config.position_channels:
             batch, frames, _, *size = latents_BTCHW.shape
             where = positions(self.config.position_channels, *size).to(latents_BTCHW)
             latents_BTCHW = torch.cat((latents_BTCHW, where.expand(batch, frames, -1, -1, -1)), 2)
         embedded = self.model.patch_embedding(latents_BTCHW.transpose(1, 2))
-        return embedded.flatten(2).transpose(1, 2), embedded.shape[3] * embedded.shape[4]
+        return embedded.flatten(2).transpose(1, 2)
 
-    def time(self, timesteps_BT: Tensor, per_frame: int) -> tuple[Tensor, Tensor]:
-        """Modulation of the layers (B, N or 1, 6, D) and of the head (B, N or 1, 1, D)."""
+    def time(self, timesteps_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Modulation of the layers (B, T, 6, D) and of the head (B, T, 1, D)."""
         embedder = self.model.condition_embedder
         features = embedder.timesteps_proj(timesteps_BT.flatten()).to(embedder.time_proj.weight.dtype)
         embedded = embedder.time_embedder(features)
         modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
-        repeat = per_frame if timesteps_BT.shape[1] > 1 else 1
-        modulation = modulation.unflatten(0, timesteps_BT.shape).repeat_interleave(repeat, 1)
-        head = embedded.unflatten(0, timesteps_BT.shape).repeat_interleave(repeat, 1)
-        return modulation.float(), head[:, :, None].float()
+        shape = timesteps_BT.shape
+        return modulation.unflatten(0, shape).float(), embedded.unflatten(0, shape)[:, :, None].float()
 
     def layer(self, index: int, tokens: Tensor, modulation: Tensor, text: TextKV, attend: Attend) -> Tensor:
         block = self.model.blocks[index]
@@ -158,13 +162,13 @@ class Student(nn.Module):
         parts = (block.scale_shift_table[None] + modulation).unbind(2)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
 
-        normed = (block.norm1(tokens.float()) * (1 + scale) + shift).to(tokens.dtype)
+        normed = scaled(block.norm1(tokens.float()), 1 + scale, shift).to(tokens.dtype)
         attn = block.attn1
         q = attn.norm_q(attn.to_q(normed)).unflatten(2, heads)
         k = attn.norm_k(attn.to_k(normed)).unflatten(2, heads)
         v = attn.to_v(normed).unflatten(2, heads)
         mixed = attn.to_out[0](attend(index, q, k, v).flatten(2))
-        tokens = (tokens.float() + mixed * gate).to(tokens.dtype)
+        tokens = (tokens.float() + scaled(mixed.float(), gate)).to(tokens.dtype)
 
         attn = block.attn2
         key, value = text[index]
@@ -174,13 +178,13 @@ class Student(nn.Module):
         read = attention(q, key, value).unflatten(0, (-1, groups)).flatten(1, 2)
         tokens = tokens + attn.to_out[0](read.flatten(2))
 
-        normed = (block.norm3(tokens.float()) * (1 + ffn_scale) + ffn_shift).to(tokens.dtype)
-        return (tokens.float() + block.ffn(normed).float() * ffn_gate).to(tokens.dtype)
+        normed = scaled(block.norm3(tokens.float()), 1 + ffn_scale, ffn_shift).to(tokens.dtype)
+        return (tokens.float() + scaled(block.ffn(normed).float(), ffn_gate)).to(tokens.dtype)
 
     def head(self, tokens: Tensor, modulation: Tensor, like_BTCHW: Tensor) -> Tensor:
         model = self.model
         shift, scale = (model.scale_shift_table[None] + modulation).unbind(2)
-        out = model.proj_out((model.norm_out(tokens.float()) * (1 + scale) + shift).to(tokens.dtype))
+        out = model.proj_out(scaled(model.norm_out(tokens.float()), 1 + scale, shift).to(tokens.dtype))
         batch, frames, _, height, width = like_BTCHW.shape
         _, p_h, p_w = self.config.patch_size
         out = out.reshape(batch, frames, height // p_h, width // p_w, p_h, p_w, -1)

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.codec import PocketCodec, frames_to_pixels, pixels_to_frames
 from pipeline.config import ModelConfig
 from pipeline.training import generic, world
-from pipeline.training.loop import StageSettings, Trainer
+from pipeline.training.loop import StageSettings, Trainer, can_compile
 from pipeline.training.sheet import write_sheet
 
 CROP_HEIGHT, CROP_WIDTH = 96, 160
+LATENT_NOISE = 0.12
 
 
 def item_rng(*key: int) -> np.random.Generator:
@@ -140,6 +141,9 @@ def train_autoencoder(
     if trainer.step == 0:
         start_from_principal_components(codec, as_frames(next(stream), device))
     codec.train()
+    if can_compile():
+        codec.encoder.compile()
+        codec.decoder.compile()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         real = as_frames(next(stream), device)
@@ -147,7 +151,7 @@ def train_autoencoder(
         with torch.autocast(real.device.type, dtype=torch.bfloat16):
             latents = codec.encode(real)
             # The sampler's last step leaves small errors; the decoder learns to shrug them off.
-            size = torch.rand(len(latents), 1, 1, 1, 1, generator=noise) * 0.3
+            size = torch.rand(len(latents), 1, 1, 1, 1, generator=noise) * LATENT_NOISE
             made = codec.decode(latents + (size * torch.randn(latents.shape, generator=noise)).to(device))
         made = made.float()
         psnr_db = 10 * torch.log10(4 / F.mse_loss(made, real)).item()

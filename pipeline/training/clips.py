@@ -1,8 +1,9 @@
 """The encoded training clips: latents of world scenes on disk, and the scenes they show, to caption anew at each use.
 
-A clip has `CHUNKS` chunks. The first is the stream's beginning; in half of the clips time jumps after it, as it does
-between the sink and the window of a long stream. In a quarter of them some attributes change at a chunk border while
-the mover stays on its path: what a prompt change looks like.
+A clip's first chunk is the stream's opening; in half of the clips time jumps after it, as it does between the sink and
+the window of a long stream. In a quarter of them some attributes change at a chunk border: what a prompt change looks
+like. The mover stays on its path then, and begins anew in the middle if its motion is what changed.
+Clips of one chunk are openings: what things look like, at a seventh of a clip's work.
 """
 
 import json
@@ -23,64 +24,82 @@ from pipeline.training.autoencoder import item_rng
 
 CHUNKS = 4
 SWITCH_SHARE = 0.25
+JUMP_SHARE = 0.5
+JUMP_LIMIT_S = 60.0
 
 
-def clip_plan(config: ModelConfig, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
-    """The scene of each chunk, and the times of all frames in seconds."""
+def clip_plan(
+    config: ModelConfig, rng: np.random.Generator, chunks: int = CHUNKS
+) -> tuple[list[world.Scene], list[float]]:
+    """The scene of each chunk, and the second of the scene's time at which the chunk begins."""
     scene = world.sample_scene(rng)
-    scenes = [scene] * CHUNKS
-    if rng.random() < SWITCH_SHARE:
+    scenes = [scene] * chunks
+    chunk_s = config.frames_per_chunk / config.fps
+    jump_s = rng.uniform(0, JUMP_LIMIT_S) if rng.random() < JUMP_SHARE else 0.0
+    starts_s = [place * chunk_s + (jump_s if place else 0.0) for place in range(chunks)]
+    if chunks > 1 and rng.random() < SWITCH_SHARE:
         other = world.sample_scene(rng)
         names = [name for name in ("subject", "colour", "motion", "place", "style") if rng.random() < 0.5] or ["place"]
+        if "motion" in names and other.motion != scene.motion:
+            names.append("speed")
         changed = replace(scene, **{name: getattr(other, name) for name in names})
-        border = int(rng.integers(1, CHUNKS))
-        scenes = [scene] * border + [changed] * (CHUNKS - border)
-    times_s = rng.uniform(0, 600) + np.arange(CHUNKS * config.frames_per_chunk) / config.fps
-    if rng.random() < 0.5:
-        times_s[config.frames_per_chunk :] += rng.uniform(0, 60)
-    return scenes, times_s
+        border = int(rng.integers(1, chunks))
+        scenes = [scene] * border + [changed] * (chunks - border)
+        if changed.motion != scene.motion:
+            starts_s[border:] = [place * chunk_s for place in range(chunks - border)]
+    return scenes, starts_s
+
+
+def foreseeable(starts_s: list[float], chunk_s: float) -> list[bool]:
+    """Whether a chunk can be told from the chunks before it; the one that time jumped to can not."""
+    return [
+        place != 1 or start_s == 0 or start_s < starts_s[0] + chunk_s + 1e-6 for place, start_s in enumerate(starts_s)
+    ]
 
 
 class Plans(Dataset[tuple[Tensor, str]]):
-    """Item n: the pictures of clip n (uint8 THWC) and its scenes as JSON; a pure function of (seed, n)."""
+    """Item n: the pictures of clip n (uint8 THWC) and its plan as JSON; a pure function of (seed, n)."""
 
-    def __init__(self, config: ModelConfig, seed: int, count: int) -> None:
-        self.config, self.seed, self.count = config, seed, count
+    def __init__(self, config: ModelConfig, seed: int, count: int, chunks: int = CHUNKS) -> None:
+        self.config, self.seed, self.count, self.chunks = config, seed, count, chunks
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         config = self.config
-        scenes, times_s = clip_plan(config, item_rng(self.seed, index))
-        pieces, start = [], 0
-        for border in range(1, CHUNKS + 1):
-            if border == CHUNKS or scenes[border] != scenes[start]:
-                part = times_s[start * config.frames_per_chunk : border * config.frames_per_chunk]
-                pieces.append(world.render(scenes[start], part, config.width, config.height))
-                start = border
-        return torch.from_numpy(np.concatenate(pieces)), json.dumps([asdict(scene) for scene in scenes])
+        scenes, starts_s = clip_plan(config, item_rng(self.seed, index), self.chunks)
+        within_s = np.arange(config.frames_per_chunk) / config.fps
+        pictures = [
+            world.render(scene, start_s + within_s, config.width, config.height)
+            for scene, start_s in zip(scenes, starts_s, strict=True)
+        ]
+        plan = {"scenes": [asdict(scene) for scene in scenes], "starts_s": starts_s}
+        return torch.from_numpy(np.concatenate(pictures)), json.dumps(plan)
 
 
 @torch.no_grad()
-def encode_clips(config: ModelConfig, codec: PocketCodec, folder: Path, *, count: int, seed: int) -> None:
-    """Write `latents.npy` (float16, clips x frames x C x h x w) and `scenes.jsonl`; goes on where it was stopped."""
+def encode_clips(
+    config: ModelConfig, codec: PocketCodec, folder: Path, *, count: int, seed: int, chunks: int = CHUNKS
+) -> None:
+    """Write `latents.npy` (float16, clips x frames x C x h x w) and `plans.jsonl`; goes on where it was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (count, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
-    path, lines = folder / "latents.npy", folder / "scenes.jsonl"
+    shape = (count, chunks * config.chunk, config.codec.latent_channels, *config.latent_size)
+    path, lines = folder / "latents.npy", folder / "plans.jsonl"
     done = _whole_lines(lines) if path.is_file() and np.load(path, mmap_mode="r").shape == shape else 0
     mode = "r+" if done else "w+"
     latents = np.lib.format.open_memmap(path, mode, np.float16, shape)
-    loader = DataLoader(Plans(config, seed, count), 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
+    plans = Plans(config, seed, count, chunks)
+    loader = DataLoader(plans, 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
     with lines.open("a" if done else "w") as out:
-        for pictures, scenes in progress(loader, description="clips       "):
+        for pictures, texts in progress(loader, description=f"{folder.name:<12}"):
             frames = torch.stack([pixels_to_frames(clip) for clip in pictures])
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 encoded = codec.encode(frames)
             latents[done : done + len(encoded)] = encoded.float().numpy()
             done += len(encoded)
             latents.flush()
-            out.writelines(line + "\n" for line in scenes)
+            out.writelines(line + "\n" for line in texts)
             out.flush()
 
 
@@ -98,18 +117,26 @@ def _whole_lines(path: Path) -> int:
 class Clips:
     """Batches of encoded clips with fresh captions, counter-based: batch n is a pure function of (seed, n)."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, seed: int) -> None:
         self.latents = np.load(folder / "latents.npy")
-        lines = (folder / "scenes.jsonl").read_text().splitlines()
-        self.scenes = [[scene_from(item) for item in json.loads(line)] for line in lines]
+        plans = [json.loads(line) for line in (folder / "plans.jsonl").read_text().splitlines()]
+        self.scenes = [[scene_from(item) for item in plan["scenes"]] for plan in plans]
+        chunk_s = config.frames_per_chunk / config.fps
+        self.foreseeable = np.array([foreseeable(plan["starts_s"], chunk_s) for plan in plans])
         self.seed = seed
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """latents_BTCHW float32, and a caption for each chunk (B * CHUNKS), the clip's first chunk first."""
+    @property
+    def chunks(self) -> int:
+        return self.foreseeable.shape[1]
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, list[str], Tensor]:
+        """latents_BTCHW float32, a caption for each chunk (B * chunks), the clip's first chunk first, and which chunks
+        can be told from their past (B, chunks), float32 of 0 and 1."""
         rng = item_rng(self.seed, step)
         picked = rng.integers(0, len(self.scenes), size)
         latents = torch.from_numpy(np.stack([self.latents[index] for index in picked]).astype(np.float32))
-        return latents, list(self._captions(picked, rng))
+        known = torch.from_numpy(self.foreseeable[picked].astype(np.float32))
+        return latents, list(self._captions(picked, rng)), known
 
     def _captions(self, picked: np.ndarray, rng: np.random.Generator) -> Iterator[str]:
         for index in picked:

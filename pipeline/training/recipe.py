@@ -22,8 +22,8 @@ from pipeline.training.teacher import train_teacher
 from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "export")
-BUDGET_S = {"autoencoder": 1500.0, "teacher": 1800.0, "student": 480.0}
-CLIP_COUNT = 4000
+BUDGET_S = {"autoencoder": 1500.0, "teacher": 3000.0, "student": 1500.0}
+OPENING_COUNT, CLIP_COUNT = 6000, 3200
 EXAMPLES = (
     "a red ball bounces on the beach",
     "a blue fish moves left under water, neon style",
@@ -69,22 +69,25 @@ def run(
     config = pocket_config()
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
-    def settings(name: str, learning_rate: float, ema: float, warm_up: int = 100) -> StageSettings:
-        return StageSettings(BUDGET_S[name] * scale, learning_rate, warm_up_steps=warm_up, ema=ema)
+    def settings(name: str, learning_rate: float, ema: float, muon: bool = False) -> StageSettings:
+        return StageSettings(BUDGET_S[name] * scale, learning_rate, ema=ema, muon=muon)
 
     codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998), device=device)
     if last < STAGES.index("clips"):
         return
+    encode_clips(config, codec, out / "openings", count=OPENING_COUNT, seed=10, chunks=1)
     encode_clips(config, codec, out / "clips", count=CLIP_COUNT, seed=11)
     if last < STAGES.index("teacher"):
         return
-    clips = Clips(out / "clips", seed=12)
-    teacher = train_teacher(config, clips, out / "teacher", settings("teacher", 1.5e-3, 0.995), device=device)
+    openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)
+    teach = settings("teacher", 2e-3, 0.998, muon=True)
+    teacher = train_teacher(config, openings, clips, out / "teacher", teach, device=device)
     many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return
-    student = train_student(config, clips, teacher, out / "student", settings("student", 4e-5, 0.98, 30), device=device)
+    distil = settings("student", 3e-4, 0.99, muon=True)
+    student = train_student(config, openings, clips, teacher, out / "student", distil, device=device)
     look(config, codec, student.text, student.student, out / "student" / "look.png")
     if last < STAGES.index("export"):
         return

@@ -1,76 +1,115 @@
-"""Stage 3: the few-step student, by causal consistency distillation of the guided teacher.
+"""Stage 3: the few-step student, by distilling where the teacher's guided trajectories end.
 
-On one trajectory of the teacher, every level must lead to the same clean latents: the student at level n is pulled to
-what it says at level n - 1, which the teacher reaches from n in one guided Euler step. The past is the true one,
-noised, under the same positions and the same cache rule as at inference.
-Source: consistency models (Song et al. 2023) with classifier-free guidance inside (LCM, Luo et al. 2023), on flow
-matching, chunk by chunk.
+Each of the student's passes is trained on what it meets at inference: the passes before it are run first, on the same
+noise schedule, and their answer is noised again. From that very point the frozen teacher walks down its guided
+trajectory in small Euler steps, and the student learns to name the end in one pass. The targets come from the teacher
+alone, so nothing the student says can pull them away.
+Source: knowledge distillation of samplers (Luhman and Luhman 2021) with classifier-free guidance inside (Meng et al.
+2023), gathered on the student's own trajectory (DAgger, Ross et al. 2011), on flow matching, chunk by chunk.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from, mix, shifted
-from pipeline.training.clips import CHUNKS, Clips
+from pipeline.sampler import clean_from, levels, mix, shifted
+from pipeline.student import TextKV
+from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import StageSettings, Trainer
-from pipeline.training.teacher import Denoiser, average, compiled, noised_past, per_frame
+from pipeline.training.teacher import Denoiser, average, compiled, noised_past
 
-LEVELS = 24
-GUIDANCE = 2.5
+GUIDANCE = 2.0
+WALK_STEPS = 8
+OPENINGS = 24
+CLIPS = 5
+PART_WAY_LOWEST = 0.2
+
+
+def clean_said(
+    denoiser: Denoiser, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, config: ModelConfig
+) -> Tensor:
+    """The clean latents that a denoiser names for every chunk at one level."""
+    chunks = noisy.shape[1] // config.chunk
+    sigmas = torch.full((len(noisy), chunks), sigma, device=noisy.device)
+    out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config).float()
+    return clean_from(config.sampler.prediction, out, noisy, sigma)
+
+
+def walk(sigma: float, shift: float) -> list[float]:
+    """The levels of a walk from sigma to 0: evenly spaced before the shift, fewer from lower starts."""
+    position = sigma / (shift - (shift - 1) * sigma)
+    steps = max(2, round(WALK_STEPS * position))
+    return [*(shifted(position * (1 - step / steps), shift) for step in range(steps)), 0.0]
+
+
+def guided_end(
+    teacher: Denoiser, past: Tensor, noisy: Tensor, sigma: float, named: TextKV, bare: TextKV, config: ModelConfig
+) -> Tensor:
+    """Where the teacher's guided trajectory through `noisy` ends."""
+    steps = walk(sigma, config.sampler.shift)
+    for high, low in itertools.pairwise(steps):
+        told = clean_said(teacher, past, noisy, high, named, config)
+        free = clean_said(teacher, past, noisy, high, bare, config)
+        guided = free + GUIDANCE * (told - free)
+        noisy = guided + low / high * (noisy - guided)
+    return noisy
 
 
 def train_student(
     config: ModelConfig,
+    openings: Clips,
     clips: Clips,
     teacher: Denoiser,
     folder: Path,
     settings: StageSettings,
     *,
-    batch: int = 8,
+    sizes: tuple[int, int] = (OPENINGS, CLIPS),
     device: str = "cpu",
 ) -> Denoiser:
-    """Distil until the budget is spent; the text encoder stays the teacher's."""
+    """Distil until the budget is spent; the text encoder stays the teacher's. sizes: openings and clips a step."""
     denoiser = Denoiser(config).to(device)
     teacher = teacher.to(device)
     denoiser.load_state_dict(teacher.state_dict())
     denoiser.text.requires_grad_(False)
-    prediction = config.sampler.prediction
     trainer = Trainer("student", folder, denoiser, settings)
     compiled(denoiser).train()
     compiled(teacher)
-    table = torch.tensor([shifted(place / LEVELS, config.sampler.shift) for place in range(LEVELS + 1)]).to(device)
+    sigmas = levels(config.sampler)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        clean, prompts = clips.batch(step + 10**6, batch)
-        place = torch.randint(1, LEVELS + 1, (batch, CHUNKS), generator=generator).to(device)
-        high, low = table[place], table[place - 1]
-        clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)
-        past = noised_past(clean, generator)
-        noisy = mix(clean, noise, per_frame(high, config))
+        data, count = (openings, sizes[0]) if step % 2 == 0 else (clips, sizes[1])
+        clean, prompts, known = data.batch(step + 10**6, count)
+        clean, past = clean.to(device), noised_past(clean, generator).to(device)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
+        # One turn in five starts part-way from a real picture, as a webcam stream does.
+        turn = step // 2 % (len(sigmas) + 1)
+        part_way = PART_WAY_LOWEST + (1 - PART_WAY_LOWEST) * torch.rand((), generator=generator).item()
+        passes = sigmas[: turn + 1] if turn < len(sigmas) else [part_way]
+
+        def noised(latents: Tensor, sigma: float) -> Tensor:
+            return mix(latents, torch.randn(clean.shape, generator=generator).to(device), sigma)
+
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
-                named, bare = (teacher.student.text_kv(teacher.text(each)) for each in (tokens, bare_tokens))
-                told = teacher_forced(teacher.student, past, noisy, high, named, config).float()
-                free = teacher_forced(teacher.student, past, noisy, high, bare, config).float()
-                out = free + GUIDANCE * (told - free)
-                guided = clean_from(prediction, out, noisy, per_frame(high, config))
-                # One Euler step along the line from noise to the guided clean latents.
-                nearer = guided + per_frame(low / high, config) * (noisy - guided)
-                text = denoiser.student.text_kv(denoiser.text(tokens))
-                out = teacher_forced(denoiser.student, past, nearer, low, text, config).float()
-                said = clean_from(prediction, out, nearer, per_frame(low, config))
-                target = torch.where(per_frame(low, config) > 0, said, nearer)
-            text = denoiser.student.text_kv(denoiser.text(tokens))
-            out = teacher_forced(denoiser.student, past, noisy, high, text, config).float()
-        made = clean_from(prediction, out, noisy, per_frame(high, config))
-        error = (made - target).square().mean((2, 3, 4))
-        return (error + 1e-3).sqrt().mean(), {"squared": error.mean().item()}
+                words = denoiser.text(tokens)
+                named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
+                text, latents = denoiser.student.text_kv(words), clean
+                for sigma in passes[:-1]:
+                    latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, config)
+                noisy = noised(latents, passes[-1])
+                target = guided_end(teacher, past, noisy, passes[-1], named, bare, config)
+            text = denoiser.student.text_kv(words)
+            made = clean_said(denoiser, past, noisy, passes[-1], text, config)
+        error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))
+        weight = known.to(device)
+        value = ((error + 1e-3).sqrt() * weight).sum() / weight.sum()
+        name = f"pass_{turn}" if turn < len(sigmas) else "part_way"
+        return value, {name: (error * weight).sum().item() / weight.sum().item()}
 
     trainer.fit(loss)
     return average(config, trainer)

@@ -1,10 +1,10 @@
 """Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past.
 
-Two steps of three see single chunks of many scenes, where looks and words are learnt; the third sees whole clips, where
-motion and the past are learnt.
+Every other step sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
+and the past are learnt.
 """
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,16 +14,16 @@ from pipeline.config import ModelConfig
 from pipeline.sampler import clean_from, mix
 from pipeline.student import Student
 from pipeline.text import TextEncoder
-from pipeline.training.autoencoder import item_rng
-from pipeline.training.clips import CHUNKS, Clips
+from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
-from pipeline.training.loop import StageSettings, Trainer
+from pipeline.training.loop import StageSettings, Trainer, can_compile
 
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
 SIGMA_FLOOR = 0.2
-MIXED = 3
-SINGLES = 40
+NOISE_ONLY_SHARE = 0.15
+OPENINGS = 40
+CLIPS = 8
 
 
 class Denoiser(nn.Module):
@@ -39,10 +39,15 @@ class Denoiser(nn.Module):
             nn.init.zeros_(block.attn2.to_out[0].weight)
         nn.init.zeros_(self.student.model.proj_out.weight)
 
+    def hidden_matrices(self) -> Iterator[nn.Parameter]:
+        """The weights between layers, without embeddings, modulation and head: what Muon is made for."""
+        for part in (self.student.model.blocks, self.text.layers):
+            yield from (value for value in part.parameters() if value.ndim == 2 and value.requires_grad)
+
 
 def compiled(denoiser: Denoiser) -> Denoiser:
     """Fuse the element-wise work of the layers: half the time of a step. Stays eager where there is no C++ compiler."""
-    if shutil.which("g++") or shutil.which("clang++"):
+    if can_compile():
         # One graph a layer, with and without gradients.
         torch._dynamo.config.recompile_limit = 64
         denoiser.student.layer = torch.compile(denoiser.student.layer, dynamic=False)  # type: ignore[method-assign]
@@ -63,36 +68,45 @@ def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator)
     return [prompt if keep[index // per_clip] else "" for index, prompt in enumerate(prompts)]
 
 
-def single_chunks(clips: Clips, step: int, config: ModelConfig) -> tuple[Tensor, list[str]]:
-    """One chunk of each of many clips, as a stream's first: what things look like, at a seventh of a clip's work."""
-    latents, prompts = clips.batch(step, SINGLES)
-    place = item_rng(clips.seed, step, 1).integers(0, CHUNKS, SINGLES)
-    chunks = [latents[row, at * config.chunk : (at + 1) * config.chunk] for row, at in enumerate(place)]
-    return torch.stack(chunks), [prompts[row * CHUNKS + at] for row, at in enumerate(place)]
-
-
 def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
     """A value per chunk -> broadcastable over the latents of its frames."""
     return values_BK.repeat_interleave(config.chunk, 1)[:, :, None, None, None]
 
 
+def noise_levels(count: int, chunks: int, shift: float, generator: torch.Generator) -> Tensor:
+    """A level for each chunk, (count, chunks): mostly in the middle, and pure noise more often than chance has it.
+
+    The first of a few steps is taken from pure noise, and all that follows stands on it.
+    """
+    position = torch.sigmoid(torch.randn(count, chunks, generator=generator) * 1.2)
+    sigmas = shift * position / (1 + (shift - 1) * position)
+    return torch.where(torch.rand(count, chunks, generator=generator) < NOISE_ONLY_SHARE, 1.0, sigmas)
+
+
 def train_teacher(
-    config: ModelConfig, clips: Clips, folder: Path, settings: StageSettings, *, batch: int = 8, device: str = "cpu"
+    config: ModelConfig,
+    openings: Clips,
+    clips: Clips,
+    folder: Path,
+    settings: StageSettings,
+    *,
+    sizes: tuple[int, int] = (OPENINGS, CLIPS),
+    device: str = "cpu",
 ) -> Denoiser:
+    """sizes: openings and clips a step."""
     torch.manual_seed(2)
     teacher = Denoiser(config).to(device)
     trainer = Trainer("teacher", folder, teacher, settings)
     compiled(teacher).train()
-    shift = config.sampler.shift
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        alone = step % MIXED != 0
-        clean, prompts = single_chunks(clips, step, config) if alone else clips.batch(step, batch)
-        position = torch.sigmoid(torch.randn(len(clean), clean.shape[1] // config.chunk, generator=generator) * 1.2)
-        sigmas = (shift * position / (1 + (shift - 1) * position)).to(device)
+        alone = step % 2 == 0
+        data, count = (openings, sizes[0]) if alone else (clips, sizes[1])
+        clean, prompts, known = data.batch(step, count)
+        sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
         clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)
-        tokens = teacher.text.tokenize(drop_captions(prompts, len(prompts) // len(clean), generator)).to(device)
+        tokens = teacher.text.tokenize(drop_captions(prompts, data.chunks, generator)).to(device)
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
@@ -101,8 +115,9 @@ def train_teacher(
         # The error of the flow; near the clean end a clean prediction's would count without bound.
         made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
-        error = ((made - clean) / scale).square().mean()
-        return error, {"alone" if alone else "clip": error.item()}
+        weight = per_frame(known.to(device), config).expand_as(clean)
+        error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
+        return error, {"opening" if alone else "clip": error.item()}
 
     trainer.fit(loss)
     return average(config, trainer)

@@ -25,3 +25,10 @@ def encoded(config: ModelConfig, codec: PocketCodec, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("clips")
     encode_clips(config, codec, folder, count=10, seed=11)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoded_openings(config: ModelConfig, codec: PocketCodec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openings")
+    encode_clips(config, codec, folder, count=10, seed=10, chunks=1)
+    return folder

@@ -12,7 +12,7 @@ from pipeline.codec import PocketCodec, pixels_to_frames
 from pipeline.config import ModelConfig
 from pipeline.training.autoencoder import item_rng
 from pipeline.training.captions import WORDS, split
-from pipeline.training.clips import CHUNKS, Clips, Plans, clip_plan, encode_clips, scene_from
+from pipeline.training.clips import CHUNKS, Clips, Plans, clip_plan, encode_clips, foreseeable, scene_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -36,27 +36,37 @@ class StoppingCodec:
 
 def test_a_plan_is_a_pure_function_of_its_number(config: ModelConfig) -> None:
     for number in range(20):
-        scenes, times_s = clip_plan(config, item_rng(11, number))
-        again, times_again_s = clip_plan(config, item_rng(11, number))
-        assert scenes == again
-        assert np.array_equal(times_s, times_again_s)
+        assert clip_plan(config, item_rng(11, number)) == clip_plan(config, item_rng(11, number))
     assert clip_plan(config, item_rng(11, 0))[0] != clip_plan(config, item_rng(12, 0))[0]
 
 
-def test_a_plan_has_a_scene_a_chunk_and_a_time_a_frame_with_at_most_one_jump_after_the_first_chunk(
-    config: ModelConfig,
-) -> None:
+def test_a_plan_opens_the_scene_and_jumps_at_most_once_after_the_first_chunk(config: ModelConfig) -> None:
+    chunk_s = config.frames_per_chunk / config.fps
     jumps = 0
     for number in range(200):
-        scenes, times_s = clip_plan(config, item_rng(11, number))
-        assert len(scenes) == CHUNKS
-        assert len(times_s) == CHUNKS * config.frames_per_chunk
-        steps = np.diff(times_s) * config.fps
-        off = np.flatnonzero(~np.isclose(steps, 1))
-        assert set(off) <= {config.frames_per_chunk - 1}
-        assert steps.min() > 0.999
-        jumps += len(off)
-    assert 70 < jumps < 130
+        scenes, starts_s = clip_plan(config, item_rng(11, number))
+        assert len(scenes) == len(starts_s) == CHUNKS
+        assert starts_s[0] == 0
+        anew = [k for k in range(1, CHUNKS) if scenes[k].motion != scenes[k - 1].motion]
+        off = [k for k in range(1, CHUNKS) if not np.isclose(starts_s[k] - starts_s[k - 1], chunk_s)]
+        assert set(off) <= {1, *anew}
+        assert all(starts_s[k] == 0 for k in anew)
+        jumps += starts_s[1] > chunk_s + 1e-6
+    assert 60 < jumps < 130
+
+
+def test_a_plan_of_one_chunk_is_an_opening(config: ModelConfig) -> None:
+    for number in range(50):
+        scenes, starts_s = clip_plan(config, item_rng(11, number), chunks=1)
+        assert len(scenes) == 1
+        assert starts_s == [0]
+
+
+def test_only_the_chunk_that_time_jumped_to_cannot_be_foreseen() -> None:
+    assert foreseeable([0, 0.5, 1, 1.5], 0.5) == [True] * 4
+    assert foreseeable([0, 7.5, 8, 8.5], 0.5) == [True, False, True, True]
+    assert foreseeable([0, 7.5, 0, 0.5], 0.5) == [True, False, True, True]  # a new motion begins anew in the middle
+    assert foreseeable([0, 0, 0.5, 1], 0.5) == [True] * 4
 
 
 def test_a_change_of_scene_happens_once_and_keeps_the_layout(config: ModelConfig) -> None:
@@ -67,16 +77,18 @@ def test_a_change_of_scene_happens_once_and_keeps_the_layout(config: ModelConfig
         borders = [place for place in range(1, CHUNKS) if scenes[place] != scenes[place - 1]]
         assert len(borders) <= 1
         assert len({scene.layout_seed for scene in scenes}) == 1
-        assert len({(scene.speed, scene.second) for scene in scenes}) == 1
+        assert len({scene.second for scene in scenes}) == 1
         switches += len(borders)
         first, last = scenes[0], scenes[-1]
+        if first.speed != last.speed:
+            assert first.motion != last.motion
         changed |= {
             name
-            for name in ("subject", "colour", "motion", "place", "style")
+            for name in ("subject", "colour", "motion", "speed", "place", "style")
             if getattr(first, name) != getattr(last, name)
         }
     assert 45 < switches < 105
-    assert changed == {"subject", "colour", "motion", "place", "style"}
+    assert changed == {"subject", "colour", "motion", "speed", "place", "style"}
 
 
 def test_the_pictures_of_a_plan_show_its_scenes(config: ModelConfig) -> None:
@@ -84,12 +96,15 @@ def test_the_pictures_of_a_plan_show_its_scenes(config: ModelConfig) -> None:
     pictures, text = plans[2]
     assert pictures.shape == (CHUNKS * config.frames_per_chunk, config.height, config.width, 3)
     assert pictures.dtype == torch.uint8
-    assert [scene_from(item) for item in json.loads(text)] == clip_plan(config, item_rng(11, 2))[0]
+    plan = json.loads(text)
+    scenes, starts_s = clip_plan(config, item_rng(11, 2))
+    assert [scene_from(item) for item in plan["scenes"]] == scenes
+    assert plan["starts_s"] == starts_s
     assert torch.equal(pictures, plans[2][0])
 
 
 def test_clips_on_disk_are_the_codecs_latents(encoded: Path, config: ModelConfig, codec: PocketCodec) -> None:
-    clips = Clips(encoded, seed=1)
+    clips = Clips(encoded, config, seed=1)
     assert clips.latents.shape == (10, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
     pictures, _ = Plans(config, 11, 10)[7]
     made = codec.encode(pixels_to_frames(pictures)[None])[0].numpy()
@@ -103,12 +118,12 @@ def test_encoding_goes_on_where_it_was_stopped_with_the_same_bytes(
 ) -> None:
     with pytest.raises(KilledError):
         encode_clips(config, StoppingCodec(codec, times), tmp_path, count=10, seed=11)  # type: ignore[arg-type]
-    kept = (tmp_path / "scenes.jsonl").read_text().splitlines()
+    kept = (tmp_path / "plans.jsonl").read_text().splitlines()
     assert len(kept) == 4 * times
     rest = StoppingCodec(codec, 3 - times)
     encode_clips(config, rest, tmp_path, count=10, seed=11)  # type: ignore[arg-type]
     assert rest.times == 0
-    for name in ("latents.npy", "scenes.jsonl"):
+    for name in ("latents.npy", "plans.jsonl"):
         assert (tmp_path / name).read_bytes() == (encoded / name).read_bytes()
 
 
@@ -119,25 +134,29 @@ def test_a_finished_folder_is_left_as_it_is(encoded: Path, config: ModelConfig, 
 
 
 def test_a_batch_repeats_with_its_step_and_has_a_caption_a_chunk(encoded: Path, config: ModelConfig) -> None:
-    latents, prompts = Clips(encoded, seed=1).batch(5, 6)
-    again, prompts_again = Clips(encoded, seed=1).batch(5, 6)
+    latents, prompts, known = Clips(encoded, config, seed=1).batch(5, 6)
+    again, prompts_again, _ = Clips(encoded, config, seed=1).batch(5, 6)
     assert torch.equal(latents, again)
     assert prompts == prompts_again
     assert latents.shape == (6, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
     assert latents.dtype == torch.float32
     assert len(prompts) == 6 * CHUNKS
+    assert known.shape == (6, CHUNKS)
+    assert set(known.unique().tolist()) <= {0.0, 1.0}
     assert all(set(split(prompt)) <= set(WORDS) for prompt in prompts)
 
 
-def test_other_steps_and_seeds_give_other_batches(encoded: Path) -> None:
-    said = [tuple(Clips(encoded, seed).batch(step, 6)[1]) for seed in (1, 2) for step in (0, 1, 10**6)]
+def test_other_steps_and_seeds_give_other_batches(encoded: Path, config: ModelConfig) -> None:
+    said = [tuple(Clips(encoded, config, seed).batch(step, 6)[1]) for seed in (1, 2) for step in (0, 1, 10**6)]
     assert len(set(said)) == len(said)
 
 
-def test_each_chunk_is_captioned_by_its_own_scene_and_a_lasting_scene_keeps_its_caption(encoded: Path) -> None:
-    clips = Clips(encoded, seed=1)
+def test_each_chunk_is_captioned_by_its_own_scene_and_a_lasting_scene_keeps_its_caption(
+    encoded: Path, config: ModelConfig
+) -> None:
+    clips = Clips(encoded, config, seed=1)
     for step in range(5):
-        latents, prompts = clips.batch(step, 8)
+        latents, prompts, _ = clips.batch(step, 8)
         for clip, chunks in zip(latents, np.array(prompts).reshape(8, CHUNKS).tolist(), strict=True):
             matches = np.flatnonzero((clips.latents == clip.numpy().astype(np.float16)).all((1, 2, 3, 4)))
             scenes = clips.scenes[int(matches[0])]

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import mix
+from pipeline.sampler import levels, mix
 from pipeline.student import Student, TextKV
 from pipeline.training import student as student_stage
 from pipeline.training import teacher as teacher_stage
 from pipeline.training.clips import CHUNKS, Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Loss, StageSettings, Trainer
-from pipeline.training.teacher import Denoiser, drop_captions, noised_past, per_frame
+from pipeline.training.student import guided_end, walk
+from pipeline.training.teacher import Denoiser, drop_captions, noise_levels, noised_past, per_frame
 
 SETTINGS = StageSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5)
 # A data loader forks; norms under autocast take torch's plain way and say so once.
@@ -27,16 +28,17 @@ pytestmark = [
 
 
 class OneBatch(Trainer):
-    """Takes a few steps on the same batch with the same noise, and keeps the losses."""
+    """Takes a few steps on the same batch with the same noise, and keeps the losses. turn: even is openings."""
 
     last: "OneBatch"
     steps = 6
+    turn = 1
 
     def fit(self, loss: Loss, sample: Callable[[], None] | None = None) -> None:
         OneBatch.last, self.losses = self, []
         for _ in range(self.steps):
-            self.losses.append(self._advance(lambda step: loss(0))["loss"])
-        self.losses.append(loss(0)[0].item())
+            self.losses.append(self._advance(lambda step: loss(self.turn))["loss"])
+        self.losses.append(loss(self.turn)[0].item())
 
 
 @pytest.fixture
@@ -48,8 +50,8 @@ def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clips(encoded: Path) -> Clips:
-    return Clips(encoded, seed=12)
+def data(encoded_openings: Path, encoded: Path, config: ModelConfig) -> tuple[Clips, Clips]:
+    return Clips(encoded_openings, config, seed=12), Clips(encoded, config, seed=13)
 
 
 @pytest.fixture(scope="module")
@@ -67,31 +69,54 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
-def test_the_teacher_goes_downhill_and_every_weight_learns(config: ModelConfig, clips: Clips, tmp_path: Path) -> None:
-    teacher_stage.train_teacher(config, clips, tmp_path, SETTINGS, batch=3)
+@pytest.mark.parametrize("turn", [0, 1])
+def test_the_teacher_goes_downhill_and_every_weight_learns(
+    config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    monkeypatch.setattr(OneBatch, "turn", turn)
+    teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
     trainer = OneBatch.last
-    assert trainer.losses[1] < trainer.losses[0]
     assert trainer.losses[-1] < 0.97 * trainer.losses[0]
     assert isinstance(trainer.module, Denoiser)
     still = [name for name, value in trainer.module.named_parameters() if value.grad is None or not value.grad.any()]
     assert still == []
 
 
-def test_gradients_reach_the_text_encoder_of_the_teacher(config: ModelConfig, clips: Clips, tmp_path: Path) -> None:
+def test_gradients_reach_the_text_encoder_of_the_teacher(
+    config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path
+) -> None:
     torch.manual_seed(2)
     before = weights(Denoiser(config).text)
-    made = teacher_stage.train_teacher(config, clips, tmp_path, SETTINGS, batch=3)
+    made = teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
     after = weights(made.text)
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_muon_takes_every_matrix_between_layers_and_no_other(config: ModelConfig) -> None:
+    denoiser = Denoiser(config)
+    hidden = {id(value) for value in denoiser.hidden_matrices()}
+    names = {name for name, value in denoiser.named_parameters() if id(value) in hidden}
+    assert names == {
+        name
+        for name, value in denoiser.named_parameters()
+        if value.ndim == 2 and (".blocks." in name or name.startswith("text.layers."))
+    }
+    assert len(names) > 20
+
+
+@pytest.mark.parametrize("turn", [0, 1])
 def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
-    config: ModelConfig, clips: Clips, knowing: Denoiser, tmp_path: Path
+    config: ModelConfig,
+    data: tuple[Clips, Clips],
+    knowing: Denoiser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
 ) -> None:
+    monkeypatch.setattr(OneBatch, "turn", turn)
     before = weights(knowing)
-    made = student_stage.train_student(config, clips, knowing, tmp_path, SETTINGS, batch=3)
+    made = student_stage.train_student(config, *data, knowing, tmp_path, SETTINGS, sizes=(6, 3))
     trainer = OneBatch.last
-    assert trainer.losses[1] < trainer.losses[0]
     assert trainer.losses[-1] < 0.97 * trainer.losses[0]
     assert isinstance(trainer.module, Denoiser)
     assert all(value.grad is None for value in trainer.module.text.parameters())
@@ -102,9 +127,9 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
     assert all(torch.equal(before[name], value) for name, value in weights(knowing).items())
 
 
-def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, clips: Clips, tmp_path: Path) -> None:
-    made = teacher_stage.train_teacher(config, clips, tmp_path, SETTINGS, batch=3)
-    clean, prompts = clips.batch(1, 3)
+def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path) -> None:
+    made = teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
+    clean, prompts, _ = data[1].batch(1, 3)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     sigmas = torch.full((3, CHUNKS), 0.8)
     text = made.student.text_kv(made.text(made.text.tokenize(prompts)))
@@ -112,32 +137,80 @@ def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, clips: Clip
     assert (flow * (noise - clean)).mean() > 0
 
 
-def test_the_student_is_led_down_the_path_of_its_teacher(
-    config: ModelConfig, clips: Clips, knowing: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_walk_goes_from_its_level_to_the_clean_end() -> None:
+    for sigma in (1.0, 0.9, 0.5, 0.21):
+        levels_walked = walk(sigma, 3.0)
+        assert levels_walked[0] == pytest.approx(sigma)
+        assert levels_walked[-1] == 0
+        assert levels_walked == sorted(levels_walked, reverse=True)
+    assert len(walk(1.0, 3.0)) > len(walk(0.5, 3.0)) >= 3
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_ends(
+    config: ModelConfig,
+    data: tuple[Clips, Clips],
+    knowing: Denoiser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
 ) -> None:
-    """Were teacher and student exact, every point asked about would lie between the same noise and the same clip."""
-    clean, _ = clips.batch(10**6, 3)
-    asked: list[tuple[Tensor, Tensor]] = []
-    learning: list[bool] = []
+    """Were teacher and student exact, every point asked about would lie between noise and the same clip."""
+    source = data[turn % 2]
+    clean = source.batch(turn + 10**6, 3)[0]
+    asked: list[tuple[float, Tensor, bool, Tensor]] = []
 
     def exact(
         student: Student, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV, config: ModelConfig
     ) -> Tensor:
-        asked.append((noisy, per_frame(sigmas, config)))
-        learning.append(torch.is_grad_enabled())
-        flow = (noisy - clean) / per_frame(sigmas, config).clamp_min(1e-6)
+        assert (sigmas == sigmas[0, 0]).all()
+        asked.append((sigmas[0, 0].item(), noisy, torch.is_grad_enabled(), text[0][0]))
+        flow = (noisy - clean) / per_frame(sigmas, config)
         return flow + 0 * student.model.proj_out.weight.sum()
 
     monkeypatch.setattr(student_stage, "teacher_forced", exact)
-    student_stage.train_student(config, clips, knowing, tmp_path, SETTINGS, batch=3)
-    told, free, nearer, student = asked[:4]
-    assert learning[:4] == [False, False, False, True]
-    for same in (free, student):
-        assert torch.equal(same[0], told[0])
-        assert torch.equal(same[1], told[1])
-    assert (nearer[1] < told[1]).all()
-    torch.testing.assert_close((nearer[0] - clean) * told[1], (told[0] - clean) * nearer[1], atol=1e-4, rtol=0)
-    assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-3)
+    monkeypatch.setattr(OneBatch, "turn", turn)
+    monkeypatch.setattr(OneBatch, "steps", 1)
+    student_stage.train_student(config, *data, knowing, tmp_path, SETTINGS, sizes=(3, 3))
+    one_step = asked[: len(asked) // 2]
+    sigmas = levels(config.sampler)
+    place = turn // 2 % (len(sigmas) + 1)
+    last = one_step[-1]
+    assert [learning for _, _, learning, _ in one_step] == [False] * (len(one_step) - 1) + [True]
+    if place < len(sigmas):
+        assert [sigma for sigma, *_ in one_step[:place]] == pytest.approx(sigmas[:place])
+        assert last[0] == pytest.approx(sigmas[place])
+        walked = one_step[place:-1]
+    else:
+        assert 0.2 <= last[0] <= 1
+        walked = one_step[:-1]
+    assert torch.equal(walked[0][1], last[1])
+    walked_sigmas = [sigma for sigma, *_ in walked]
+    assert walked_sigmas[::2] == walked_sigmas[1::2]
+    assert walked_sigmas[::2] == pytest.approx(walk(last[0], config.sampler.shift)[:-1])
+    for sigma, noisy, _, _ in walked:  # on the straight line from the first point to the clip
+        torch.testing.assert_close((noisy - clean) * last[0], (last[1] - clean) * sigma, atol=1e-3, rtol=0)
+    assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-2)
+
+
+def test_guidance_goes_beyond_what_the_words_say(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named says 1, bare says 0: the guided end is the guidance itself."""
+
+    def said(denoiser: object, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, config: object) -> Tensor:
+        return torch.ones_like(noisy) if text else torch.zeros_like(noisy)
+
+    monkeypatch.setattr(student_stage, "clean_said", said)
+    start = torch.randn(1, 2, 4, 4, 6)
+    end = guided_end(None, start, start, 1.0, [(start, start)], [], config)  # type: ignore[arg-type]
+    torch.testing.assert_close(end, torch.full_like(start, student_stage.GUIDANCE))
+
+
+def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:
+    drawn = noise_levels(2000, 2, config.sampler.shift, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2000, 2)
+    assert 0.1 < (drawn == 1).float().mean() < 0.2
+    assert ((drawn > 0) & (drawn <= 1)).all()
+    assert (drawn < 0.5).float().mean() > 0.1
 
 
 def assert_average(made: Denoiser) -> None:
@@ -150,10 +223,10 @@ def assert_average(made: Denoiser) -> None:
 
 
 def test_training_returns_the_average_frozen(
-    config: ModelConfig, clips: Clips, knowing: Denoiser, tmp_path: Path
+    config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser, tmp_path: Path
 ) -> None:
-    assert_average(teacher_stage.train_teacher(config, clips, tmp_path / "teacher", SETTINGS, batch=2))
-    assert_average(student_stage.train_student(config, clips, knowing, tmp_path / "student", SETTINGS, batch=2))
+    assert_average(teacher_stage.train_teacher(config, *data, tmp_path / "teacher", SETTINGS, sizes=(2, 2)))
+    assert_average(student_stage.train_student(config, *data, knowing, tmp_path / "student", SETTINGS, sizes=(2, 2)))
 
 
 def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:

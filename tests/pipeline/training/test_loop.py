@@ -1,6 +1,7 @@
 """The loop ends on its budget, goes on where it stood, and never lets go of the last good checkpoint."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,37 @@ def test_the_rate_rises_and_then_falls_to_two_percent(tmp_path: Path) -> None:
 
 
 def test_only_matrices_decay(tmp_path: Path) -> None:
-    decayed, plain = Trainer("toy", tmp_path, layer(), SETTINGS).optimizer.param_groups
+    decayed, plain = Trainer("toy", tmp_path, layer(), SETTINGS).optimizers["optimizer"].param_groups
     assert decayed["weight_decay"] == SETTINGS.weight_decay
     assert plain["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in plain["params"])
+
+
+class Layered(nn.Sequential):
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [self[0].weight]
+
+
+@pytest.mark.parametrize("stop_at", [4, 9])
+def test_hidden_matrices_go_to_muon_and_its_momentum_is_resumed_too(tmp_path: Path, stop_at: int) -> None:
+    settings = replace(SETTINGS, muon=True)
+
+    def run(folder: Path, **how: int) -> Trainer:
+        torch.manual_seed(0)
+        module = Layered(*layer())
+        trainer = Trainer("toy", folder, module, settings)
+        trainer.fit(task(module, **how))
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    assert [id(p) for p in whole.optimizers["muon"].param_groups[0]["params"]] == [id(whole.module[0].weight)]
+    taken = [p for group in whole.optimizers["optimizer"].param_groups for p in group["params"]]
+    assert len(taken) == len(list(whole.module.parameters())) - 1
+    with pytest.raises(KilledError):
+        run(tmp_path / "parts", stop_at=stop_at)
+    run(tmp_path / "parts")
+    assert_same(on_disk(tmp_path / "parts"), on_disk(tmp_path / "whole"))
 
 
 def test_frozen_parameters_stay_and_the_average_follows_the_rest(tmp_path: Path) -> None:

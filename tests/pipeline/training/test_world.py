@@ -75,10 +75,20 @@ def test_stands_still_stands_still() -> None:
 def test_left_is_left_right_is_right_and_speed_is_speed() -> None:
     times = np.arange(10) / 16
     for motion, sign in (("moves left", -1), ("moves right", 1)):
-        for speed, pace in (("slowly", 40), ("", 80), ("quickly", 160)):
+        for speed, pace in (("slowly", 36), ("", 72), ("quickly", 120)):
             x = track(replace(SCENE, motion=motion, speed=speed), times)[:, 0]
             steps = (np.diff(x) + 160) % 320 - 160
             assert np.allclose(steps * 16, sign * pace)
+
+
+def test_every_scene_opens_with_its_mover_near_the_middle() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        scene = sample_scene(rng)
+        x, y = track(scene, np.array([0.0]))[0]
+        reach = 70 if scene.motion == "circles" else 0  # a circle is around the middle
+        assert abs(x - 160) < 40 + reach
+        assert 80 < y < 130
 
 
 def test_the_picture_moves_where_the_track_says() -> None:
