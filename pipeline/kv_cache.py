@@ -12,7 +12,10 @@ from pipeline.config import CacheConfig
 
 
 class KVCache:
-    """keys, values: (layers, slots, tokens per frame, heads, head dim). First come the `sink` slots, then a ring."""
+    """keys, values: (layers, batch, slots, tokens per frame, heads, head dim). First the `sink` slots, then a ring.
+
+    batch: streams that go in step, as a training rollout has them; a live stream is alone.
+    """
 
     def __init__(
         self,
@@ -22,11 +25,12 @@ class KVCache:
         heads: int,
         head_dim: int,
         *,
+        batch: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        shape = (layers, config.sink + config.window, tokens, heads, head_dim)
+        shape = (layers, batch, config.sink + config.window, tokens, heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.written = 0
@@ -50,16 +54,16 @@ class KVCache:
         return [*range(sink), *(self._slot(frame) for frame in range(oldest, self.written))]
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the past in position order, (frames, tokens, heads, head dim) each."""
+        """Keys and values of the past in position order, (batch, frames, tokens, heads, head dim) each."""
         slots = self.slots()
-        return self.keys[layer, slots], self.values[layer, slots]
+        return self.keys[layer][:, slots], self.values[layer][:, slots]
 
-    def write(self, layer: int, keys_TNHD: Tensor, values_TNHD: Tensor) -> None:
+    def write(self, layer: int, keys_BTNHD: Tensor, values_BTNHD: Tensor) -> None:
         """Store the coming frames of one layer. Only the newest `window` of them can stay."""
-        for offset in range(len(keys_TNHD)):
+        for offset in range(keys_BTNHD.shape[1]):
             slot = self._slot(self.written + offset)
-            self.keys[layer, slot] = keys_TNHD[offset]
-            self.values[layer, slot] = values_TNHD[offset]
+            self.keys[layer, :, slot] = keys_BTNHD[:, offset]
+            self.values[layer, :, slot] = values_BTNHD[:, offset]
 
     def commit(self, frames: int) -> None:
         """Count the frames that every layer has written."""

@@ -62,7 +62,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 class CachedAttention:
-    """One chunk against its stream's past (batch of one). The past is rotated once and serves every pass of the chunk.
+    """One chunk against its stream's past. The past is rotated once and serves every pass of the chunk.
 
     While `writing`, each layer's keys and values go to the cache; the caller commits after the pass.
     """
@@ -78,7 +78,7 @@ class CachedAttention:
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self._past:
             keys, values = self.cache.read(layer)
-            self._past[layer] = (rotate(keys.flatten(0, 1)[None], self.past_rows), values.flatten(0, 1)[None])
+            self._past[layer] = (rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2))
         return self._past[layer]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class CachedAttention:
         keys = torch.cat((past_k, rotate(k, self.rows)), 1)
         out = attention(rotate(q, self.rows), keys, torch.cat((past_v, v), 1))
         if self.writing:
-            self.cache.write(layer, k[0].unflatten(0, (-1, self.tokens)), v[0].unflatten(0, (-1, self.tokens)))
+            self.cache.write(layer, k.unflatten(1, (-1, self.tokens)), v.unflatten(1, (-1, self.tokens)))
         return out
 
 

@@ -16,7 +16,7 @@ def make(sink: int = 2, window: int = 4) -> KVCache:
 
 
 def push(cache: KVCache, *frames: float) -> None:
-    block = torch.tensor(frames)[:, None, None, None].expand(-1, 3, 1, 2)
+    block = torch.tensor(frames)[None, :, None, None, None].expand(1, -1, 3, 1, 2)
     for layer in range(2):
         cache.write(layer, block, -block)
     cache.commit(len(frames))
@@ -25,12 +25,12 @@ def push(cache: KVCache, *frames: float) -> None:
 def seen(cache: KVCache) -> list[float]:
     keys, values = cache.read(1)
     assert torch.equal(keys, -values)
-    return keys[:, 0, 0, 0].tolist()
+    return keys[0, :, 0, 0, 0].tolist()
 
 
 def test_cells_never_written_are_never_read() -> None:
     cache = make()
-    assert cache.read(0)[0].shape[0] == 0
+    assert cache.read(0)[0].shape[1] == 0
     push(cache, 0, 1)
     assert seen(cache) == [0, 1]
     push(cache, 2)
@@ -72,3 +72,15 @@ def test_reset_forgets_everything() -> None:
     cache.reset()
     assert cache.frames == 0
     assert cache.slots() == []
+
+
+def test_streams_of_a_batch_keep_apart() -> None:
+    cache = KVCache(CacheConfig(sink=1, window=2), layers=1, tokens=3, heads=1, head_dim=2, batch=2)
+    for frame in range(5):
+        block = torch.tensor([frame, frame + 100.0])[:, None, None, None, None].expand(2, 1, 3, 1, 2)
+        cache.write(0, block, -block)
+        cache.commit(1)
+    keys, values = cache.read(0)
+    assert keys.shape == (2, 3, 3, 1, 2)
+    assert keys[:, :, 0, 0, 0].tolist() == [[0, 3, 4], [100, 103, 104]]
+    assert torch.equal(keys, -values)

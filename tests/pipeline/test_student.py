@@ -168,7 +168,7 @@ def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(student: S
     for place, frame in enumerate(remembered):
         slot = cache.slots()[place]
         assert slot == (frame if frame < 2 else 2 + (frame - 2) % 4)
-        fresh.keys[:, place], fresh.values[:, place] = cache.keys[:, slot], cache.values[:, slot]
+        fresh.keys[:, :, place], fresh.values[:, :, place] = cache.keys[:, :, slot], cache.values[:, :, slot]
     fresh.commit(len(remembered))
     probe, _ = draw(config, 2, seed=9)
     kv = student.text_kv(text)
