@@ -139,7 +139,8 @@ def train(
     out_path: Annotated[Path, typer.Option("--out", help="Where checkpoints and the finished model go.")] = Path(
         "runs/pocket"
     ),
-    budget_minutes: Annotated[float | None, typer.Option(help="Stop in time; a second run goes on from there.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with what differs from the pocket student.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time of training in all, as 90s, 20m or 1.5h.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage of the recipe.")] = None,
     threads: Threads = None,
     device: Device = "cpu",
@@ -148,8 +149,11 @@ def train(
     chosen = threads or default_threads()
     calm_openmp(chosen)
     from pipeline.training.recipe import run
+    from pipeline.training.settings import load_settings, read_budget
 
-    run(out_path, None if budget_minutes is None else budget_minutes * 60, stage, chosen, device)
+    settings = load_settings(config) if config else None
+    budget_s = read_budget(budget) if budget else None
+    run(out_path, settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
 
 
 @app.command()

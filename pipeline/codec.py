@@ -38,6 +38,19 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(self.norm(x))))
 
 
+class RunningNorm(nn.BatchNorm2d):
+    """Normalises by its running statistics, in training too: a batch's own would hide how bright its pictures are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        if self.training:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x.float(), (0, 2, 3))
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+        return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+
 def _encoder(config: CodecConfig) -> nn.Sequential:
     narrow, middle, wide = config.widths
     patch = config.spatial_stride // 4
@@ -100,7 +113,7 @@ class PocketCodec(nn.Module):
         self.encoder = _encoder(config)
         self.decoder = _decoder(config)
         # Not affine: its running statistics are the latents' mean and deviation, learnt with the weights.
-        self.normalise = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.01)
+        self.normalise = RunningNorm(config.latent_channels, affine=False, momentum=0.01)
         # How much of the picture hangs on a channel: noise then hides fine detail first and the layout last.
         self.register_buffer("scale", torch.ones(config.latent_channels, 1, 1))
         self.scale: Tensor

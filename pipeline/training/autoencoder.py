@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.codec import PocketCodec, frames_to_pixels, pixels_to_frames
 from pipeline.config import ModelConfig
 from pipeline.training import generic, world
-from pipeline.training.loop import StageSettings, Trainer, can_compile
+from pipeline.training.loop import Trainer, can_compile
+from pipeline.training.settings import AutoencoderSettings
 from pipeline.training.sheet import write_sheet
 
 CROP_HEIGHT, CROP_WIDTH = 96, 160
@@ -132,12 +133,12 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    config: ModelConfig, folder: Path, settings: StageSettings, *, seed: int = 1, batch: int = 8, device: str = "cpu"
+    config: ModelConfig, folder: Path, settings: AutoencoderSettings, *, seed: int = 1, device: str = "cpu"
 ) -> PocketCodec:
     """Train until the budget is spent; returns the EMA codec in eval mode."""
     codec = PocketCodec(config.codec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer("autoencoder", folder, codec, settings)
-    stream = batches(Crops(config, seed, generic_share=0.35), batch, trainer.step)
+    stream = batches(Crops(config, seed, settings.generic_share), settings.batch, trainer.step * settings.accumulate)
     if trainer.step == 0:
         start_from_principal_components(codec, as_frames(next(stream), device))
     codec.train()
@@ -169,7 +170,7 @@ def train_autoencoder(
 
     trainer.fit(loss, sample)
     average = load_average(PocketCodec(config.codec), trainer)
-    crops = Crops(config, seed + 1, generic_share=0.35)
+    crops = Crops(config, seed + 1, settings.generic_share)
     balance(average, as_frames([crops[index] for index in range(48)], "cpu"))
     return average
 

@@ -4,12 +4,12 @@ Knows nothing of what is trained: a stage hands over its modules and a loss. Pro
 training, so a stage ends on its budget on any machine, and a resumed run goes on where the checkpoint stood.
 """
 
+import errno
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
+from pipeline.training.settings import StageSettings
+
+MARGIN_BYTES = 2**20
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """budget_s: seconds of training. save_s: seconds between checkpoints.
-
-    muon: the matrices that a module's `hidden_matrices` names go to Muon, the rest to AdamW, both at `learning_rate`.
-    """
-
-    budget_s: float
-    learning_rate: float = 1e-3
-    warm_up_steps: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    save_s: float = 60.0
-    muon: bool = False
 
 
 def can_compile() -> bool:
@@ -45,10 +31,23 @@ def can_compile() -> bool:
 
 
 def save_atomic(payload: dict[str, Any], path: Path) -> None:
-    """Write beside, then rename: a full disk or a kill leaves the file before untouched."""
+    """Write beside, then rename: a full disk or a kill leaves the file before untouched.
+
+    Raises PipelineError `disk_full`.
+    """
     beside = path.with_suffix(".tmp")
-    torch.save(payload, beside)
-    os.replace(beside, path)
+    try:
+        torch.save(payload, beside)
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
+        beside.unlink(missing_ok=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(path.parent).free < MARGIN_BYTES:
+            raise PipelineError(
+                "disk_full",
+                f"The disk is full; {path} is as it was at the save before.",
+                "Make room and start again: training goes on from there.",
+            ) from error
+        raise
 
 
 class EMA:
@@ -103,7 +102,14 @@ class Trainer:
                 f"{path} belongs to stage {saved['name']!r}, not {self.name!r}.",
                 "Give each stage its own folder.",
             )
-        self.module.load_state_dict(saved["module"])
+        try:
+            self.module.load_state_dict(saved["module"])
+        except RuntimeError as error:
+            raise PipelineError(
+                "checkpoint_of_another_model",
+                f"{path} does not fit this model: {str(error).splitlines()[-1].strip().rstrip('.')}.",
+                "Train the other model in another folder, or take the configuration that this one began with.",
+            ) from error
         self.ema.values = saved["ema"]
         for key, optimizer in self.optimizers.items():
             optimizer.load_state_dict(saved[key])
@@ -121,12 +127,18 @@ class Trainer:
         save_atomic(payload, self.folder / "checkpoint.pt")
 
     @property
+    def share(self) -> float:
+        """How much of the stage is done, by time or by steps, whichever is further; 1 is all."""
+        by_steps = self.step / self.settings.steps if self.settings.steps else 0.0
+        return min(1.0, max(self.trained_s / self.settings.budget_s, by_steps))
+
+    @property
     def done(self) -> bool:
-        return self.trained_s >= self.settings.budget_s
+        return self.share >= 1
 
     def rate(self) -> float:
-        """Linear warm-up, then a cosine over the budget down to 2 % of the peak."""
-        share = min(1.0, self.trained_s / self.settings.budget_s)
+        """Linear warm-up, then a cosine over the stage down to 2 % of the peak."""
+        share = self.share
         rise = min(1.0, (self.step + 1) / self.settings.warm_up_steps)
         return self.settings.learning_rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
@@ -142,7 +154,8 @@ class Trainer:
         )
         saved_s = self.trained_s
         with SummaryWriter(str(self.folder), purge_step=self.step) as writer, Progress(*columns) as progress:
-            task = progress.add_task("", total=self.settings.budget_s, completed=int(self.trained_s), note="")
+            task = progress.add_task("", total=1.0, note="")
+            progress.update(task, completed=self.share)
             while not self.done:
                 started = time.perf_counter()
                 scalars = self._advance(loss)
@@ -151,7 +164,7 @@ class Trainer:
                     for key, value in scalars.items():
                         writer.add_scalar(f"{self.name}/{key}", value, self.step)
                 note = f"step {self.step} " + " ".join(f"{key} {value:.4f}" for key, value in scalars.items())
-                progress.update(task, completed=self.trained_s, note=note)
+                progress.update(task, completed=self.share, note=note)
                 if self.step % 100 == 0:
                     progress.console.print(f"{self.name} {self.trained_s:.0f} s {note}", highlight=False)
                 if self.trained_s - saved_s > self.settings.save_s or self.done:
@@ -165,17 +178,26 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate()
             optimizer.zero_grad(set_to_none=True)
-        value, scalars = loss(self.step)
-        value.backward()
+        value, scalars = self._gathered(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
-        if not math.isfinite(value.item()) or not math.isfinite(norm.item()):
+        if not math.isfinite(value) or not math.isfinite(norm.item()):
             raise PipelineError(
                 "loss_not_finite",
-                f"At step {self.step} the loss of {self.name} is {value.item()} and its gradient {norm.item()}.",
+                f"At step {self.step} the loss of {self.name} is {value} and its gradient {norm.item()}.",
                 f"The state before it is in {self.folder}; lower the learning rate and start again.",
             )
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.step += 1
         self.ema.update(self.module, self.step)
-        return {"loss": value.item(), **scalars, "grad": norm.item()}
+        return {"loss": value, **scalars, "grad": norm.item()}
+
+    def _gathered(self, loss: Loss) -> tuple[float, dict[str, float]]:
+        """Gradients of `accumulate` batches, as of one large batch. Batch numbers go on from step to step."""
+        count, total = self.settings.accumulate, 0.0
+        scalars: dict[str, float] = {}
+        for part in range(count):
+            value, scalars = loss(self.step * count + part)
+            (value / count).backward()
+            total += value.item() / count
+        return total, scalars

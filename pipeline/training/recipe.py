@@ -1,54 +1,46 @@
-"""`stillstream train`: all stages of the pocket student in order, resumable, from nothing to an exported model.
+"""`stillstream train`: all stages in order, resumable, from nothing to an exported model.
 
-Stages: autoencoder -> clips -> teacher -> student -> export. Each has its own folder under `out` and its own share of
-the budget; what is there already is kept, so the same command goes on where it was stopped.
+Stages: autoencoder -> clips -> teacher -> student -> matching -> export. Each has its own folder under `out`; what is
+there already is kept, so the same command goes on where it was stopped.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from pipeline.config import CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig
 from pipeline.errors import PipelineError
-from pipeline.training import captions
 from pipeline.training.autoencoder import train_autoencoder
 from pipeline.training.clips import Clips, encode_clips
 from pipeline.training.look import look
-from pipeline.training.loop import StageSettings
+from pipeline.training.matching import train_matching
+from pipeline.training.settings import TrainSettings
 from pipeline.training.student import train_student
 from pipeline.training.teacher import train_teacher
 from pipeline.weights import export
 
-STAGES = ("autoencoder", "clips", "teacher", "student", "export")
-BUDGET_S = {"autoencoder": 1500.0, "teacher": 3000.0, "student": 1500.0}
-OPENING_COUNT, CLIP_COUNT = 6000, 3200
-EXAMPLES = (
-    "a red ball bounces on the beach",
-    "a blue fish moves left under water, neon style",
-    "a yellow star circles in the city at night",
-    "an orange robot sways on a stage in front of an audience",
-    "a pink heart moves right in the snow, pastel",
-    "a green flower stands still in the park, pencil sketch",
-)
+STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
+TRAINED = ("autoencoder", "teacher", "student", "matching")
 
 
-def pocket_config() -> ModelConfig:
-    """The configuration of the embedded model."""
-    codec = CodecConfig(latent_channels=32)
-    student = StudentConfig(in_channels=32 + 12, out_channels=32, position_channels=12)
-    return ModelConfig(
-        examples=EXAMPLES,
-        codec=codec,
-        student=student,
-        text=TextConfig(words=captions.WORDS),
-        sampler=SamplerConfig(prediction="clean"),
+def scaled(settings: TrainSettings, budget_s: float | None) -> TrainSettings:
+    """The same run in another time: every trained stage keeps its share. Raises PipelineError `budget_invalid`."""
+    if budget_s is None:
+        return settings
+    if budget_s <= 0:
+        raise PipelineError("budget_invalid", f"A budget of {budget_s} s trains nothing.", "Give a positive time.")
+    stages = {name: getattr(settings, name) for name in TRAINED}
+    share = budget_s / sum(stage.budget_s for stage in stages.values())
+    return replace(
+        settings, **{name: replace(stage, budget_s=stage.budget_s * share) for name, stage in stages.items()}
     )
 
 
 def run(
     out: Path,
+    settings: TrainSettings | None = None,
+    *,
     budget_s: float | None = None,
     stage: str | None = None,
     threads: int | None = None,
@@ -56,42 +48,38 @@ def run(
 ) -> None:
     """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
-    Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`.
+    Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`,
+    `checkpoint_of_another_model`, `disk_full`.
     """
     if stage is not None and stage not in STAGES:
         raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
-    total_s = sum(BUDGET_S.values()) if budget_s is None else budget_s
-    if total_s <= 0:
-        raise PipelineError("budget_invalid", f"A budget of {total_s} s trains nothing.", "Give a positive time.")
+    settings = scaled(settings or TrainSettings(), budget_s)
     if threads is not None:
         torch.set_num_threads(threads)
-    scale = total_s / sum(BUDGET_S.values())
-    config = pocket_config()
+    config = settings.model
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
-    def settings(name: str, learning_rate: float, ema: float, muon: bool = False) -> StageSettings:
-        return StageSettings(BUDGET_S[name] * scale, learning_rate, ema=ema, muon=muon)
-
-    codec = train_autoencoder(config, out / "autoencoder", settings("autoencoder", 6e-4, 0.998), device=device)
+    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, device=device)
     if last < STAGES.index("clips"):
         return
-    encode_clips(config, codec, out / "openings", count=OPENING_COUNT, seed=10, chunks=1)
-    encode_clips(config, codec, out / "clips", count=CLIP_COUNT, seed=11)
+    encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1)
+    encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11)
     if last < STAGES.index("teacher"):
         return
     openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)
-    teach = settings("teacher", 2e-3, 0.998, muon=True)
-    teacher = train_teacher(config, openings, clips, out / "teacher", teach, device=device)
+    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, device=device)
     many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return
-    distil = settings("student", 3e-4, 0.99, muon=True)
-    student = train_student(config, openings, clips, teacher, out / "student", distil, device=device)
+    student = train_student(config, openings, clips, teacher, out / "student", settings.student, device=device)
     look(config, codec, student.text, student.student, out / "student" / "look.png")
+    if last < STAGES.index("matching"):
+        return
+    student = train_matching(config, clips, teacher, student, out / "matching", settings.matching, device=device)
+    look(config, codec, student.text, student.student, out / "matching" / "look.png")
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)
-    (out / "export" / "training.json").write_text(
-        json.dumps({name: share * scale for name, share in BUDGET_S.items()}, indent=2) + "\n"
-    )
+    made = {name: value for name, value in asdict(settings).items() if name != "model"}
+    (out / "export" / "training.json").write_text(json.dumps(made, indent=2) + "\n")

@@ -19,13 +19,11 @@ from pipeline.sampler import clean_from, levels, mix, shifted
 from pipeline.student import TextKV
 from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
-from pipeline.training.loop import StageSettings, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import Denoiser, average, compiled, noised_past
 
-GUIDANCE = 2.0
 WALK_STEPS = 8
-OPENINGS = 24
-CLIPS = 5
 PART_WAY_LOWEST = 0.2
 
 
@@ -47,14 +45,21 @@ def walk(sigma: float, shift: float) -> list[float]:
 
 
 def guided_end(
-    teacher: Denoiser, past: Tensor, noisy: Tensor, sigma: float, named: TextKV, bare: TextKV, config: ModelConfig
+    teacher: Denoiser,
+    past: Tensor,
+    noisy: Tensor,
+    sigma: float,
+    named: TextKV,
+    bare: TextKV,
+    config: ModelConfig,
+    guidance: float,
 ) -> Tensor:
     """Where the teacher's guided trajectory through `noisy` ends."""
     steps = walk(sigma, config.sampler.shift)
     for high, low in itertools.pairwise(steps):
         told = clean_said(teacher, past, noisy, high, named, config)
         free = clean_said(teacher, past, noisy, high, bare, config)
-        guided = free + GUIDANCE * (told - free)
+        guided = free + guidance * (told - free)
         noisy = guided + low / high * (noisy - guided)
     return noisy
 
@@ -65,12 +70,11 @@ def train_student(
     clips: Clips,
     teacher: Denoiser,
     folder: Path,
-    settings: StageSettings,
+    settings: StudentSettings,
     *,
-    sizes: tuple[int, int] = (OPENINGS, CLIPS),
     device: str = "cpu",
 ) -> Denoiser:
-    """Distil until the budget is spent; the text encoder stays the teacher's. sizes: openings and clips a step."""
+    """Distil until the budget is spent; the text encoder stays the teacher's."""
     denoiser = Denoiser(config).to(device)
     teacher = teacher.to(device)
     denoiser.load_state_dict(teacher.state_dict())
@@ -82,7 +86,7 @@ def train_student(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        data, count = (openings, sizes[0]) if step % 2 == 0 else (clips, sizes[1])
+        data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
         clean, prompts, known = data.batch(step + 10**6, count)
         clean, past = clean.to(device), noised_past(clean, generator).to(device)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
@@ -102,7 +106,7 @@ def train_student(
                 for sigma in passes[:-1]:
                     latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, config)
                 noisy = noised(latents, passes[-1])
-                target = guided_end(teacher, past, noisy, passes[-1], named, bare, config)
+                target = guided_end(teacher, past, noisy, passes[-1], named, bare, config, settings.guidance)
             text = denoiser.student.text_kv(words)
             made = clean_said(denoiser, past, noisy, passes[-1], text, config)
         error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))

@@ -16,14 +16,13 @@ from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
-from pipeline.training.loop import StageSettings, Trainer, can_compile
+from pipeline.training.loop import Trainer, can_compile
+from pipeline.training.settings import TeacherSettings
 
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
-OPENINGS = 40
-CLIPS = 8
 
 
 class Denoiser(nn.Module):
@@ -88,12 +87,11 @@ def train_teacher(
     openings: Clips,
     clips: Clips,
     folder: Path,
-    settings: StageSettings,
+    settings: TeacherSettings,
     *,
-    sizes: tuple[int, int] = (OPENINGS, CLIPS),
     device: str = "cpu",
 ) -> Denoiser:
-    """sizes: openings and clips a step."""
+    """Train until the budget is spent; returns the average, frozen."""
     torch.manual_seed(2)
     teacher = Denoiser(config).to(device)
     trainer = Trainer("teacher", folder, teacher, settings)
@@ -102,7 +100,7 @@ def train_teacher(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         alone = step % 2 == 0
-        data, count = (openings, sizes[0]) if alone else (clips, sizes[1])
+        data, count = (openings, settings.openings) if alone else (clips, settings.clips)
         clean, prompts, known = data.batch(step, count)
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
         clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)

@@ -23,7 +23,7 @@ from pipeline.training.autoencoder import (
     start_from_principal_components,
     train_autoencoder,
 )
-from pipeline.training.loop import StageSettings
+from pipeline.training.settings import AutoencoderSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -96,12 +96,13 @@ def test_a_few_steps_make_a_better_codec_and_a_sheet_to_look_at(
         while True:
             yield pixels.repeat(2, 1, 1, 1, 1)
 
+    monkeypatch.setenv("PATH", "")  # no compiler: compiling takes longer than this test
     monkeypatch.setattr(autoencoder, "batches", same_again)
     torch.manual_seed(0)
     start = PocketCodec(wide.codec).eval()
     start_from_principal_components(start, frames)
-    settings = StageSettings(budget_s=5, learning_rate=3e-3, warm_up_steps=1, ema=0.5)
-    codec = train_autoencoder(wide, tmp_path, settings, batch=8)
+    settings = AutoencoderSettings(budget_s=5, learning_rate=3e-3, warm_up_steps=1, ema=0.5, batch=8)
+    codec = train_autoencoder(wide, tmp_path, settings)
     assert not codec.training
     with torch.no_grad():
         errors = [F.mse_loss(each.decode(each.encode(frames)), frames).item() for each in (codec, start)]

@@ -14,11 +14,13 @@ from pipeline.training import student as student_stage
 from pipeline.training import teacher as teacher_stage
 from pipeline.training.clips import CHUNKS, Clips
 from pipeline.training.forcing import teacher_forced
-from pipeline.training.loop import Loss, StageSettings, Trainer
+from pipeline.training.loop import Loss, Trainer
+from pipeline.training.settings import StudentSettings, TeacherSettings
 from pipeline.training.student import guided_end, walk
 from pipeline.training.teacher import Denoiser, drop_captions, noise_levels, noised_past, per_frame
 
-SETTINGS = StageSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5)
+TEACHING = TeacherSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=6, clips=3)
+DISTILLING = StudentSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=3, clips=3)
 # A data loader forks; norms under autocast take torch's plain way and say so once.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
@@ -74,7 +76,7 @@ def test_the_teacher_goes_downhill_and_every_weight_learns(
     config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
     monkeypatch.setattr(OneBatch, "turn", turn)
-    teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
+    teacher_stage.train_teacher(config, *data, tmp_path, TEACHING)
     trainer = OneBatch.last
     assert trainer.losses[-1] < 0.97 * trainer.losses[0]
     assert isinstance(trainer.module, Denoiser)
@@ -87,7 +89,7 @@ def test_gradients_reach_the_text_encoder_of_the_teacher(
 ) -> None:
     torch.manual_seed(2)
     before = weights(Denoiser(config).text)
-    made = teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
+    made = teacher_stage.train_teacher(config, *data, tmp_path, TEACHING)
     after = weights(made.text)
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
@@ -115,7 +117,7 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
 ) -> None:
     monkeypatch.setattr(OneBatch, "turn", turn)
     before = weights(knowing)
-    made = student_stage.train_student(config, *data, knowing, tmp_path, SETTINGS, sizes=(6, 3))
+    made = student_stage.train_student(config, *data, knowing, tmp_path, DISTILLING)
     trainer = OneBatch.last
     assert trainer.losses[-1] < 0.97 * trainer.losses[0]
     assert isinstance(trainer.module, Denoiser)
@@ -128,7 +130,7 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
 
 
 def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path) -> None:
-    made = teacher_stage.train_teacher(config, *data, tmp_path, SETTINGS, sizes=(6, 3))
+    made = teacher_stage.train_teacher(config, *data, tmp_path, TEACHING)
     clean, prompts, _ = data[1].batch(1, 3)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     sigmas = torch.full((3, CHUNKS), 0.8)
@@ -171,7 +173,7 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
     monkeypatch.setattr(student_stage, "teacher_forced", exact)
     monkeypatch.setattr(OneBatch, "turn", turn)
     monkeypatch.setattr(OneBatch, "steps", 1)
-    student_stage.train_student(config, *data, knowing, tmp_path, SETTINGS, sizes=(3, 3))
+    student_stage.train_student(config, *data, knowing, tmp_path, DISTILLING)
     one_step = asked[: len(asked) // 2]
     sigmas = levels(config.sampler)
     place = turn // 2 % (len(sigmas) + 1)
@@ -201,8 +203,8 @@ def test_guidance_goes_beyond_what_the_words_say(config: ModelConfig, monkeypatc
 
     monkeypatch.setattr(student_stage, "clean_said", said)
     start = torch.randn(1, 2, 4, 4, 6)
-    end = guided_end(None, start, start, 1.0, [(start, start)], [], config)  # type: ignore[arg-type]
-    torch.testing.assert_close(end, torch.full_like(start, student_stage.GUIDANCE))
+    end = guided_end(None, start, start, 1.0, [(start, start)], [], config, 2.5)  # type: ignore[arg-type]
+    torch.testing.assert_close(end, torch.full_like(start, 2.5))
 
 
 def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:
@@ -225,8 +227,8 @@ def assert_average(made: Denoiser) -> None:
 def test_training_returns_the_average_frozen(
     config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser, tmp_path: Path
 ) -> None:
-    assert_average(teacher_stage.train_teacher(config, *data, tmp_path / "teacher", SETTINGS, sizes=(2, 2)))
-    assert_average(student_stage.train_student(config, *data, knowing, tmp_path / "student", SETTINGS, sizes=(2, 2)))
+    assert_average(teacher_stage.train_teacher(config, *data, tmp_path / "teacher", TEACHING))
+    assert_average(student_stage.train_student(config, *data, knowing, tmp_path / "student", DISTILLING))
 
 
 def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
-from pipeline.training.loop import EMA, Loss, StageSettings, Trainer, save_atomic
+from pipeline.training.loop import EMA, Loss, Trainer, save_atomic
+from pipeline.training.settings import StageSettings
 
 pytestmark = pytest.mark.usefixtures("one_second_steps")
 
@@ -138,9 +139,49 @@ def test_a_failed_write_leaves_the_file_before_untouched(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(PipelineError) as stopped:
         save_atomic({"step": 2}, path)
+    assert stopped.value.code == "disk_full"
     assert on_disk(tmp_path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
+    trained(tmp_path)
+    saved = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(PipelineError) as refused:
+        Trainer("toy", tmp_path, nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), SETTINGS)
+    assert refused.value.code == "checkpoint_of_another_model"
+    assert (tmp_path / "checkpoint.pt").read_bytes() == saved
+
+
+def test_a_stage_ends_on_its_steps_where_they_come_first(tmp_path: Path) -> None:
+    module = layer()
+    trainer = Trainer("toy", tmp_path, module, replace(SETTINGS, steps=5))
+    trainer.fit(task(module))
+    assert (trainer.step, trainer.share) == (5, 1.0)
+
+
+def test_gathered_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    def whole(module: nn.Module) -> Loss:
+        """The batches that three gathered ones would be, in one."""
+
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+            x = torch.cat([torch.randn(16, 3, generator=torch.Generator().manual_seed(3 * step + k)) for k in range(3)])
+            return (module(x) - x.cumsum(1)[:, :2]).square().mean(), {}
+
+        return loss
+
+    torch.manual_seed(0)
+    start = nn.Linear(3, 2).state_dict()
+    ends = []
+    for name, accumulate in (("gathered", 3), ("whole", 1)):
+        module = nn.Linear(3, 2)
+        module.load_state_dict(start)
+        trainer = Trainer("toy", tmp_path / name, module, replace(SETTINGS, accumulate=accumulate))
+        trainer.fit(whole(module) if accumulate == 1 else task(module))
+        ends.append(module.weight)
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-5)
 
 
 def test_the_rate_rises_and_then_falls_to_two_percent(tmp_path: Path) -> None:

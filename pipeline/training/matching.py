@@ -1,0 +1,122 @@
+"""Stage 4: self-forcing distribution matching. The student is scored on what it really makes, drift and all.
+
+It rolls out whole streams from noise with its own cache. Every scored chunk is noised again, and two denoisers say
+what was there: the frozen teacher, guided, and a critic that learns what the student's own pictures look like. Where
+they differ, the student is moved towards the teacher. Long rollouts are scored on the sink and the window alone, as
+the cache would remember them, so a stream of any length costs one clip.
+Source: distribution matching distillation (Yin et al. 2024) on self-generated pasts (Self-Forcing, Huang et al. 2025).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.sampler import clean_from, levels, mix
+from pipeline.student import TextKV
+from pipeline.training.clips import CHUNKS, Clips
+from pipeline.training.forcing import teacher_forced
+from pipeline.training.loop import Trainer
+from pipeline.training.rollout import roll_out
+from pipeline.training.settings import MatchingSettings
+from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, noise_levels, per_frame
+
+LOWEST, HIGHEST = 0.05, 0.98
+
+
+class Pair(nn.Module):
+    """The student and its critic. Their losses share no weights, so one backward pass and one optimizer serve both."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.student, self.critic = Denoiser(config), Denoiser(config)
+
+    def hidden_matrices(self) -> Iterator[nn.Parameter]:
+        yield from self.student.hidden_matrices()
+        yield from self.critic.hidden_matrices()
+
+
+def towards_the_teacher(made: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """A loss whose gradient at `made` is the normalised difference of what critic and teacher see in it.
+
+    made, real, fake: (B, T, C, h, w); the gradient has about unit size in each chunk, however noisy the question was.
+    """
+    size = (made.detach() - real).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-3)
+    goal = made.detach() - (fake - real) / size
+    return 0.5 * (made - goal).square().mean()
+
+
+def train_matching(
+    config: ModelConfig,
+    clips: Clips,
+    teacher: Denoiser,
+    student: Denoiser,
+    folder: Path,
+    settings: MatchingSettings,
+    *,
+    device: str = "cpu",
+) -> Denoiser:
+    """Tune until the budget is spent. clips: only their captions are used, with the changes of scene in them."""
+    pair = Pair(config).to(device)
+    pair.student.load_state_dict(student.state_dict())
+    pair.critic.load_state_dict(teacher.state_dict())
+    for denoiser in (pair.student, pair.critic):
+        denoiser.text.requires_grad_(False)
+    teacher = teacher.to(device)
+    trainer = Trainer("matching", folder, pair, settings)
+    pair.train()
+    streams, most = settings.streams, len(levels(config.sampler))
+
+    def said(denoiser: Denoiser, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV) -> Tensor:
+        out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config).float()
+        return clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(step)
+        _, prompts, _ = clips.batch(step + 2 * 10**6, streams)
+        words = pair.student.text(pair.student.text.tokenize(prompts).to(device))
+        bare = teacher.text(teacher.text.tokenize([""] * len(prompts)).to(device))
+        seeds = torch.randint(2**31, (streams,), generator=generator).tolist()
+        longer = int(torch.randint(settings.longest - CHUNKS + 1, (), generator=generator)) if step % 2 else 0
+        passes = torch.randint(1, most + 1, (CHUNKS + longer,), generator=generator)
+        passes[1 : 1 + longer] = most
+        learns = step >= settings.critic_alone
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            with torch.set_grad_enabled(learns):
+                made = _scored(pair.student, words, seeds, passes.tolist(), longer, config)
+            past = made.detach()
+            sigmas = noise_levels(streams, CHUNKS, config.sampler.shift, generator).clamp(LOWEST, HIGHEST).to(device)
+            noisy = mix(past, torch.randn(past.shape, generator=generator).to(device), per_frame(sigmas, config))
+            fake = said(pair.critic, past, noisy, sigmas, pair.critic.student.text_kv(words))
+            scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
+            critic_loss = ((fake - past) / scale).square().mean()
+            if not learns:
+                return critic_loss, {"critic": critic_loss.item()}
+            with torch.no_grad():
+                named, plain = (teacher.student.text_kv(each) for each in (words, bare))
+                told, free = (said(teacher, past, noisy, sigmas, text) for text in (named, plain))
+                real = free + settings.guidance * (told - free)
+        grouped = (part.unflatten(1, (CHUNKS, -1)).flatten(0, 1) for part in (made, real, fake.detach()))
+        student_loss = towards_the_teacher(*grouped)
+        return critic_loss + student_loss, {"critic": critic_loss.item(), "student": student_loss.item()}
+
+    trainer.fit(loss)
+    made = Pair(config)
+    made.load_state_dict(trainer.ema.values)
+    return made.student.eval().requires_grad_(False)
+
+
+def _scored(
+    student: Denoiser, words: Tensor, seeds: list[int], passes: list[int], longer: int, config: ModelConfig
+) -> Tensor:
+    """Roll out and return the clip that is scored, (B, CHUNKS * T, C, h, w): the first chunk and the newest.
+
+    The chunks between are made without gradients, under the second chunk's words.
+    """
+    grouped = words.unflatten(0, (-1, CHUNKS))
+    texts = [student.student.text_kv(grouped[:, at].contiguous()) for at in range(CHUNKS)]
+    with_between = [texts[0], *[texts[1]] * longer, *texts[1:]]
+    chunks = roll_out(student.student, with_between, seeds, passes, config)
+    return torch.cat([chunks[0], *chunks[1 + longer :]], 1)

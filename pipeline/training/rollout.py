@@ -1,0 +1,62 @@
+"""A rollout in training: many streams in step, made by the very code that a live stream runs.
+
+Cache, positions, schedule and noise are the engine's; a test holds the two equal. What training adds is where the
+gradient goes: through one denoise pass of each chunk, the last that is run. Knows nothing of losses.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelConfig
+from pipeline.kv_cache import KVCache
+from pipeline.sampler import denoise, draw_noise, levels
+from pipeline.student import CachedAttention, Student, TextKV
+
+
+def roll_out(
+    student: Student, texts: Sequence[TextKV], seeds: Sequence[int], passes: Sequence[int], config: ModelConfig
+) -> list[Tensor]:
+    """Make chunks from noise, each on the ones before it. Returns the clean latents of every chunk, (B, T, C, h, w).
+
+    texts: cross-attention keys and values for each chunk, batch B. seeds: one a stream. passes: how many denoise passes
+    each chunk gets, from 1 to the schedule's length; the last of them carries the gradient, if gradients are on.
+    """
+    shape, device = config.student, texts[0][0][0].device
+    cache = KVCache(
+        config.cache,
+        shape.num_layers,
+        config.tokens_per_frame,
+        shape.num_attention_heads,
+        shape.attention_head_dim,
+        batch=len(seeds),
+        device=device,
+    )
+    sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
+    size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
+    chunks = []
+    for index, (text, count) in enumerate(zip(texts, passes, strict=True)):
+        attend = CachedAttention(cache, student, config.grid, config.chunk)
+
+        def noise(step: int, index: int = index) -> Tensor:
+            return torch.cat([draw_noise(size, seed, index, step) for seed in seeds]).to(device)
+
+        def said(
+            noisy: Tensor,
+            sigma: float,
+            step: int,
+            text: TextKV = text,
+            count: int = count,
+            attend: CachedAttention = attend,
+        ) -> Tensor:
+            with torch.set_grad_enabled(learning and step == count - 1):
+                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, attend).float()
+
+        clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction)
+        with torch.no_grad():
+            attend.writing = True
+            student(clean.detach(), torch.zeros(1, 1, device=device), text, attend)
+            cache.commit(config.chunk)
+        chunks.append(clean)
+    return chunks

@@ -1,0 +1,186 @@
+"""What a training run is made of: one strict value, the pocket student's by default, or read from a TOML file.
+
+A file names only what differs. Knows nothing of files other than that one, nor of how a stage trains.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from pipeline.config import CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig
+from pipeline.errors import PipelineError
+from pipeline.training import captions
+
+_STRICT = ConfigDict(extra="forbid")
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
+
+
+def seconds(budget: object) -> object:
+    """'90s', '20m' or '1.5h' in seconds; numbers are seconds already."""
+    if isinstance(budget, str):
+        match = _BUDGET.fullmatch(budget.strip())
+        if match is None:
+            raise ValueError(f"{budget!r} is not a time like 90s, 20m or 1.5h")
+        return float(match[1]) * _UNITS_S[match[2]]
+    return budget
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StageSettings:
+    """budget_s: time of training. steps: an end in steps, whichever comes first. save_s: time between checkpoints.
+
+    accumulate: batches whose gradients are added up for one step of the optimizer.
+    muon: matrices between layers go to Muon, the rest to AdamW, both at `learning_rate`.
+    """
+
+    budget_s: Seconds = 60.0
+    steps: Count | None = None
+    learning_rate: Rate = 1e-3
+    warm_up_steps: Count = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Rate = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    save_s: Seconds = 60.0
+    accumulate: Count = 1
+    muon: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AutoencoderSettings(StageSettings):
+    """batch: crops a step. generic_share: how many of them are not of the world."""
+
+    batch: Count = 8
+    generic_share: Annotated[float, Field(ge=0, le=1)] = 0.35
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ClipSettings:
+    """How many openings (one chunk each) and whole clips are encoded."""
+
+    openings: Count = 6000
+    clips: Count = 3200
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TeacherSettings(StageSettings):
+    """openings, clips: the batch of an odd and of an even step."""
+
+    openings: Count = 40
+    clips: Count = 8
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StudentSettings(StageSettings):
+    """guidance: how far beyond its words the teacher is led; the student learns it in."""
+
+    openings: Count = 24
+    clips: Count = 5
+    guidance: Annotated[float, Field(ge=1)] = 2.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MatchingSettings(StageSettings):
+    """streams: rolled out side by side, up to `longest` chunks each. critic_alone: steps before the student learns."""
+
+    streams: Count = 8
+    longest: Annotated[int, Field(ge=4)] = 12
+    critic_alone: Annotated[int, Field(ge=0)] = 40
+    guidance: Annotated[float, Field(ge=1)] = 2.0
+
+
+EXAMPLES = (
+    "a red ball bounces on the beach",
+    "a blue fish moves left under water, neon style",
+    "a yellow star circles in the city at night",
+    "an orange robot sways on a stage in front of an audience",
+    "a pink heart moves right in the snow, pastel",
+    "a green flower stands still in the park, pencil sketch",
+)
+
+
+def pocket_config() -> ModelConfig:
+    """The configuration of the embedded model."""
+    return ModelConfig(
+        examples=EXAMPLES,
+        codec=CodecConfig(latent_channels=32),
+        student=StudentConfig(in_channels=32 + 12, out_channels=32, position_channels=12),
+        text=TextConfig(words=captions.WORDS),
+        sampler=SamplerConfig(prediction="clean"),
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainSettings:
+    """One run, stage by stage; `TrainSettings()` is the pocket student's."""
+
+    model: ModelConfig = field(default_factory=pocket_config)
+    autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1500.0, learning_rate=6e-4, ema=0.998)
+    clips: ClipSettings = ClipSettings()
+    teacher: TeacherSettings = TeacherSettings(budget_s=3900.0, learning_rate=2e-3, ema=0.998, muon=True)
+    student: StudentSettings = StudentSettings(budget_s=1500.0, learning_rate=3e-4, ema=0.99, muon=True)
+    matching: MatchingSettings = MatchingSettings(budget_s=900.0, learning_rate=1e-4, ema=0.99, muon=True)
+
+
+def load_settings(path: Path) -> TrainSettings:
+    """Read a TOML file over the defaults. Raises PipelineError (`train_config_missing`, `train_config_invalid`)."""
+    if not path.is_file():
+        raise PipelineError("train_config_missing", f"There is no file {path}.", "Name a TOML file, or leave it out.")
+    try:
+        given = tomllib.loads(path.read_text())
+        return TypeAdapter(TrainSettings).validate_python(_over(asdict(TrainSettings()), given))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError("train_config_invalid", f"{path} is not TOML: {error}.", "Correct that line.") from error
+    except ValidationError as error:
+        place, said = _first(error)
+        raise PipelineError("train_config_invalid", f"{path}: {place}: {said}.", "Correct that key.") from error
+    except UnknownKeyError as error:
+        raise PipelineError(
+            "train_config_invalid",
+            f"{path}: there is no key {error.name!r}{f' in [{error.table}]' if error.table else ''}.",
+            f"Known there: {', '.join(error.known)}.",
+        ) from error
+
+
+def read_budget(text: str) -> float:
+    """'90s', '20m' or '1.5h' in seconds. Raises PipelineError `budget_invalid`."""
+    try:
+        return TypeAdapter(Seconds).validate_python(text)
+    except ValidationError as error:
+        raise PipelineError(
+            "budget_invalid", f"A budget of {text!r} trains nothing.", "Give a positive time like 90s, 20m or 1.5h."
+        ) from error
+
+
+class UnknownKeyError(Exception):
+    def __init__(self, name: str, table: str, known: list[str]) -> None:
+        super().__init__(name)
+        self.name, self.table, self.known = name, table, known
+
+
+def _over(known: dict[str, Any], given: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    """The known values with the given ones over them; `budget` stands for `budget_s`."""
+    merged = dict(known)
+    for name, value in given.items():
+        key = "budget_s" if name == "budget" and "budget_s" in known else name
+        if key not in known:
+            raise UnknownKeyError(name, table, sorted("budget" if name == "budget_s" else name for name in known))
+        inner = isinstance(known[key], dict) and isinstance(value, Mapping)
+        merged[key] = _over(known[key], value, f"{table}.{name}".lstrip(".")) if inner else value
+    return merged
+
+
+def _first(error: ValidationError) -> tuple[str, str]:
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]) or "the file", first["msg"]
