@@ -12,7 +12,8 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.training.autoencoder import train_autoencoder
-from pipeline.training.clips import Clips, encode_clips
+from pipeline.training.clips import CHUNKS, Clips, encode_clips
+from pipeline.training.footage import take_in, told
 from pipeline.training.look import look
 from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings
@@ -49,21 +50,26 @@ def run(
     """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`,
-    `checkpoint_of_another_model`, `disk_full`.
+    `checkpoint_of_another_model`, `disk_full`, and what `footage.take_in` raises.
     """
     if stage is not None and stage not in STAGES:
         raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
     settings = scaled(settings or TrainSettings(), budget_s)
     if threads is not None:
         torch.set_num_threads(threads)
-    config = settings.model
+    config, footage = settings.model, None
+    if settings.clips.folder is not None:
+        shortest = CHUNKS * config.frames_per_chunk
+        footage = take_in(Path(settings.clips.folder), out / "footage", config, shortest)
+        print(told(footage))
+        config = replace(config, text=replace(config.text, words=footage.words()), examples=footage.examples())
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
-    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, device=device)
+    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, footage, device=device)
     if last < STAGES.index("clips"):
         return
-    encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1)
-    encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11)
+    encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1, footage=footage)
+    encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11, footage=footage)
     if last < STAGES.index("teacher"):
         return
     openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)

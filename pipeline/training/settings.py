@@ -67,10 +67,14 @@ class AutoencoderSettings(StageSettings):
 
 @dataclass(frozen=True, config=_STRICT)
 class ClipSettings:
-    """How many openings (one chunk each) and whole clips are encoded."""
+    """How many openings (one chunk each) and whole clips are encoded.
+
+    folder: your own clips with captions, instead of the world; they also give the text encoder its words.
+    """
 
     openings: Count = 6000
     clips: Count = 3200
+    folder: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
