@@ -21,7 +21,7 @@ from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out
 from pipeline.training.settings import MatchingSettings
-from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, noise_levels, per_frame
+from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, compiled, noise_levels, per_frame
 
 LOWEST, HIGHEST = 0.05, 0.98
 
@@ -66,6 +66,8 @@ def train_matching(
         denoiser.text.requires_grad_(False)
     teacher = teacher.to(device)
     trainer = Trainer("matching", folder, pair, settings)
+    for denoiser in (pair.student, pair.critic, teacher):
+        compiled(denoiser)
     pair.train()
     streams, most = settings.streams, len(levels(config.sampler))
 
