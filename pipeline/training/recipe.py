@@ -74,7 +74,7 @@ def run(
         return
     openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)
     teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, device=device)
-    many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
+    many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -50))))
     look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
     if last < STAGES.index("student"):
         return

@@ -79,7 +79,7 @@ class ClipSettings:
 
 @dataclass(frozen=True, config=_STRICT)
 class TeacherSettings(StageSettings):
-    """openings, clips: the batch of an odd and of an even step."""
+    """openings, clips: the batch of a step that sees the one or the other."""
 
     openings: Count = 40
     clips: Count = 8

@@ -1,6 +1,6 @@
 """Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past.
 
-Every other step sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
+One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
 and the past are learnt.
 """
 
@@ -99,7 +99,7 @@ def train_teacher(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        alone = step % 2 == 0
+        alone = step % 3 == 0
         data, count = (openings, settings.openings) if alone else (clips, settings.clips)
         clean, prompts, known = data.batch(step, count)
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
