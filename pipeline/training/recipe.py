@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.training.autoencoder import train_autoencoder
+from pipeline.training.card import card, record
 from pipeline.training.clips import CHUNKS, Clips, encode_clips
 from pipeline.training.footage import take_in, told
 from pipeline.training.look import look
@@ -87,5 +88,9 @@ def run(
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)
+    found = {name: record(out / name) for name in TRAINED}
+    records = {name: made for name, made in found.items() if made is not None}
+    parts = {"codec": codec, "text": student.text, "student": student.student}
+    (out / "export" / "README.md").write_text(card(config, settings, parts, records, device))
     made = {name: value for name, value in asdict(settings).items() if name != "model"}
     (out / "export" / "training.json").write_text(json.dumps(made, indent=2) + "\n")

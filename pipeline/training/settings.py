@@ -130,7 +130,7 @@ class TrainSettings:
     """One run, stage by stage; `TrainSettings()` is the pocket student's."""
 
     model: ModelConfig = field(default_factory=pocket_config)
-    autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1500.0, learning_rate=6e-4, ema=0.998)
+    autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1200.0, learning_rate=6e-4, ema=0.998)
     clips: ClipSettings = ClipSettings()
     teacher: TeacherSettings = TeacherSettings(budget_s=3900.0, learning_rate=2e-3, ema=0.998, muon=True)
     student: StudentSettings = StudentSettings(budget_s=1500.0, learning_rate=3e-4, ema=0.99, muon=True)
