@@ -170,7 +170,7 @@ def train_autoencoder(
         psnr_db = 10 * torch.log10(4 / F.mse_loss(made, real)).item()
         return reconstruction_loss(made, real), {"psnr_db": psnr_db}
 
-    def sample() -> None:
+    def sample() -> Path:
         average = load_average(PocketCodec(config.codec), trainer)
         real = as_frames(next(stream), "cpu")
         with torch.no_grad():
@@ -179,6 +179,7 @@ def train_autoencoder(
             [frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(len(real))
         ]
         write_sheet(folder / "sample.png", [[frame for clip in row for frame in clip] for row in rows])
+        return folder / "sample.png"
 
     trainer.fit(loss, sample)
     average = load_average(PocketCodec(config.codec), trainer)

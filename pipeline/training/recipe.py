@@ -19,7 +19,7 @@ from pipeline.training.look import look
 from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings
 from pipeline.training.student import train_student
-from pipeline.training.teacher import train_teacher
+from pipeline.training.teacher import Denoiser, train_teacher
 from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
@@ -74,17 +74,19 @@ def run(
     if last < STAGES.index("teacher"):
         return
     openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)
-    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, device=device)
-    many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -50))))
-    look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
+
+    def sample(denoiser: Denoiser, folder: Path) -> Path:
+        return look(config, codec, denoiser.text, denoiser.student, folder)
+
+    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, sample=sample, device=device)
     if last < STAGES.index("student"):
         return
-    student = train_student(config, openings, clips, teacher, out / "student", settings.student, device=device)
-    look(config, codec, student.text, student.student, out / "student" / "look.png")
+    distilled = out / "student"
+    student = train_student(config, openings, clips, teacher, distilled, settings.student, sample=sample, device=device)
     if last < STAGES.index("matching"):
         return
-    student = train_matching(config, clips, teacher, student, out / "matching", settings.matching, device=device)
-    look(config, codec, student.text, student.student, out / "matching" / "look.png")
+    matched = out / "matching"
+    student = train_matching(config, clips, teacher, student, matched, settings.matching, sample=sample, device=device)
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)

@@ -39,8 +39,8 @@ Rate = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, config=_STRICT)
 class StageSettings:
-    """budget_s: time of training. steps: an end in steps, whichever comes first. save_s: time between checkpoints.
-
+    """budget_s: time of training. steps: an end in steps, whichever comes first.
+    save_s, sample_s: time between checkpoints, between samples to look at.
     accumulate: batches whose gradients are added up for one step of the optimizer.
     muon: matrices between layers go to Muon, the rest to AdamW, both at `learning_rate`.
     """
@@ -53,6 +53,7 @@ class StageSettings:
     clip: Rate = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     save_s: Seconds = 60.0
+    sample_s: Seconds = 300.0
     accumulate: Count = 1
     muon: bool = False
 

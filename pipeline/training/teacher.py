@@ -4,7 +4,7 @@ One step of three sees openings of many scenes, where looks and words are learnt
 and the past are learnt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +23,10 @@ NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
+
+
+Sample = Callable[["Denoiser", Path], Path]
+"""Draws what a denoiser makes into a folder, and returns the sheet's path."""
 
 
 class Denoiser(nn.Module):
@@ -89,6 +93,7 @@ def train_teacher(
     folder: Path,
     settings: TeacherSettings,
     *,
+    sample: Sample | None = None,
     device: str = "cpu",
 ) -> Denoiser:
     """Train until the budget is spent; returns the average, frozen."""
@@ -117,7 +122,7 @@ def train_teacher(
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
         return error, {"opening" if alone else "clip": error.item()}
 
-    trainer.fit(loss)
+    trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))
     return average(config, trainer)
 
 
