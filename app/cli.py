@@ -20,7 +20,7 @@ from rich.table import Table
 
 from app.config import Settings
 from app.errors import SPOKEN, AppError
-from app.worker import LoadEngine, calm_openmp, default_threads
+from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
 from pipeline.chunk import Controls
 
 USAGE_ERROR = 2
@@ -147,7 +147,7 @@ def train(
 ) -> None:
     """Train the pocket student on the procedural world. Resumes where it was stopped."""
     chosen = threads or default_threads()
-    calm_openmp(chosen)
+    eager_openmp(chosen)
     from pipeline.training.recipe import run
     from pipeline.training.settings import load_settings, read_budget
 

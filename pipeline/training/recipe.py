@@ -16,6 +16,7 @@ from pipeline.training.card import card, record
 from pipeline.training.clips import CHUNKS, Clips, encode_clips
 from pipeline.training.footage import take_in, told
 from pipeline.training.look import look
+from pipeline.training.loop import can_compile
 from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings
 from pipeline.training.student import train_student
@@ -69,6 +70,8 @@ def run(
     codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, footage, device=device)
     if last < STAGES.index("clips"):
         return
+    if can_compile():
+        codec.encoder.compile()
     encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1, footage=footage)
     encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11, footage=footage)
     if last < STAGES.index("teacher"):

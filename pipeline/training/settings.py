@@ -74,7 +74,7 @@ class ClipSettings:
     """
 
     openings: Count = 6000
-    clips: Count = 3200
+    clips: Count = 2600
     folder: str | None = None
 
 
