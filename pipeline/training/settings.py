@@ -134,8 +134,8 @@ class TrainSettings:
     autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1200.0, learning_rate=6e-4, ema=0.998)
     clips: ClipSettings = ClipSettings()
     teacher: TeacherSettings = TeacherSettings(budget_s=3900.0, learning_rate=2e-3, ema=0.998, muon=True)
-    student: StudentSettings = StudentSettings(budget_s=1500.0, learning_rate=3e-4, ema=0.99, muon=True)
-    matching: MatchingSettings = MatchingSettings(budget_s=900.0, learning_rate=1e-4, ema=0.99, muon=True)
+    student: StudentSettings = StudentSettings(budget_s=1200.0, learning_rate=3e-4, ema=0.99, muon=True)
+    matching: MatchingSettings = MatchingSettings(budget_s=600.0, learning_rate=1e-4, ema=0.99, muon=True)
 
 
 def load_settings(path: Path) -> TrainSettings:

@@ -21,7 +21,7 @@ from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.settings import StudentSettings
-from pipeline.training.teacher import Denoiser, Sample, average, compiled, noised_past
+from pipeline.training.teacher import Denoiser, Sample, average, compiled, imperfect_past
 
 WALK_STEPS = 8
 PART_WAY_LOWEST = 0.2
@@ -89,7 +89,7 @@ def train_student(
         generator = torch.Generator().manual_seed(step)
         data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
         clean, prompts, known = data.batch(step + 10**6, count)
-        clean, past = clean.to(device), noised_past(clean, generator).to(device)
+        clean = clean.to(device)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
         # One turn in five starts part-way from a real picture, as a webcam stream does.
         turn = step // 2 % (len(sigmas) + 1)
@@ -104,6 +104,7 @@ def train_student(
                 words = denoiser.text(tokens)
                 named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
                 text, latents = denoiser.student.text_kv(words), clean
+                past = imperfect_past(denoiser, clean, text, config, generator)
                 for sigma in passes[:-1]:
                     latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, config)
                 noisy = noised(latents, passes[-1])

@@ -1,4 +1,8 @@
-"""Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past.
+"""Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on an imperfect past.
+
+What a stream remembers is what the model drew, soft and a little off. So in half of the clips the past is drawn by the
+model itself, from the true chunks noised, and the target stays the true one: it learns to put right what it sees.
+Source: resampling of the history (Resampling Forcing, 2025), noised history (Diffusion Forcing, 2024).
 
 One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
 and the past are learnt.
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.sampler import clean_from, mix
-from pipeline.student import Student
+from pipeline.student import Student, TextKV
 from pipeline.text import TextEncoder
 from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
@@ -21,6 +25,7 @@ from pipeline.training.settings import TeacherSettings
 
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
+DRAWN_LOWEST = 0.5
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
 
@@ -63,6 +68,27 @@ def noised_past(clean: Tensor, generator: torch.Generator) -> Tensor:
     size = size * (torch.rand(size.shape, generator=generator) < 0.5)
     noise = torch.randn(clean.shape, generator=generator)
     return mix(clean, noise.to(clean.device), size.to(clean.device))
+
+
+@torch.no_grad()
+def drawn(denoiser: Denoiser, clean: Tensor, text: TextKV, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    """Clips as the model draws them: its answer to the true ones at a level between half and pure noise."""
+    low, chunks = DRAWN_LOWEST, clean.shape[1] // config.chunk
+    sigmas = (low + (1 - low) * torch.rand(len(clean), 1, generator=generator)).expand(-1, chunks).to(clean.device)
+    noisy = mix(clean, torch.randn(clean.shape, generator=generator).to(clean.device), per_frame(sigmas, config))
+    out = teacher_forced(denoiser.student, clean, noisy, sigmas, text, config).float()
+    return clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
+
+
+def imperfect_past(
+    denoiser: Denoiser, clean: Tensor, text: TextKV, config: ModelConfig, generator: torch.Generator
+) -> Tensor:
+    """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest."""
+    past = noised_past(clean, generator)
+    if clean.shape[1] > config.chunk:  # an opening has no past
+        others = [tuple(part.unflatten(0, (len(clean), -1))[::2].flatten(0, 1) for part in pair) for pair in text]
+        past[::2] = drawn(denoiser, clean[::2], others, config, generator)
+    return past
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -113,7 +139,7 @@ def train_teacher(
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
-            past = noised_past(clean, generator)
+            past = imperfect_past(teacher, clean, text, config, generator)
             out = teacher_forced(teacher.student, past, noisy, sigmas, text, config).float()
         # The error of the flow; near the clean end a clean prediction's would count without bound.
         made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))

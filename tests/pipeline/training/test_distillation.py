@@ -17,7 +17,7 @@ from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Loss, Trainer
 from pipeline.training.settings import StudentSettings, TeacherSettings
 from pipeline.training.student import guided_end, walk
-from pipeline.training.teacher import Denoiser, drop_captions, noise_levels, noised_past, per_frame
+from pipeline.training.teacher import Denoiser, drop_captions, imperfect_past, noise_levels, noised_past, per_frame
 
 TEACHING = TeacherSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=6, clips=3)
 DISTILLING = StudentSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=3, clips=3)
@@ -238,6 +238,19 @@ def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:
     assert error.max() < 0.45
     again = noised_past(clean, torch.Generator().manual_seed(1))
     assert torch.equal(again, noised_past(clean, torch.Generator().manual_seed(1)))
+
+
+def test_every_other_past_is_drawn_by_the_model_and_an_opening_has_none(
+    config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser
+) -> None:
+    clean, prompts, _ = data[1].batch(0, 5)
+    text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
+    past = imperfect_past(knowing, clean, text, config, torch.Generator().manual_seed(3))
+    noised = noised_past(clean, torch.Generator().manual_seed(3))
+    assert torch.equal(past[1::2], noised[1::2])
+    assert ((past - clean)[::2].square().mean((1, 2, 3, 4)) > 0.01).all()
+    opening = imperfect_past(knowing, clean[:, : config.chunk], text, config, torch.Generator().manual_seed(3))
+    assert torch.equal(opening, noised_past(clean[:, : config.chunk], torch.Generator().manual_seed(3)))
 
 
 def test_a_clip_loses_all_of_its_captions_or_none() -> None:
