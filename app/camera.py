@@ -15,23 +15,29 @@ CAPACITY_FRAMES = 32
 
 
 class Camera:
-    """on_stopped: called once each time the frames of a camera that is switched on stay away."""
+    """on_stopped: called once each time the frames of a camera that is switched on stay away, once media is there."""
 
     def __init__(self, config: ModelConfig, clock: Callable[[], float], on_stopped: Callable[[], None]) -> None:
         self._config = config
         self._clock = clock
         self._on_stopped = on_stopped
         self._frames = NewestFrames(CAPACITY_FRAMES, clock)
-        self._switched_s = 0.0
+        self._expected_s: float | None = None  # since when frames should come
+        self._connected = False
         self._told = False
         self.on = False
         self.frames_seen = 0
 
     def switch(self, on: bool) -> None:
         self.on = on
-        self._switched_s = self._clock()
+        self._expected_s = self._clock() if self._connected else None
         self._told = False
         self._frames.clear()
+
+    def connected(self) -> None:
+        """Media flows from now on: before this no frame can be missed."""
+        self._connected = True
+        self._expected_s = self._clock()
 
     def take(self, frame_HWC: np.ndarray, pts_s: float) -> None:
         """A frame of the model's size."""
@@ -47,7 +53,8 @@ class Camera:
         now_s = self._clock()
         if self._frames.age_s(now_s) < FRESH_S:
             return self._frames.window(self._config.frames_per_chunk, self._config.fps)
-        if not self._told and now_s - self._switched_s >= FRESH_S:
+        missed = self._expected_s is not None and now_s - self._expected_s >= FRESH_S
+        if missed and not self._told:
             self._told = True
             self._on_stopped()
         return None

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from app.config import Settings
 from app.errors import SPOKEN, AppError
@@ -78,7 +79,9 @@ def generate(
     out_path: Annotated[Path, typer.Option("--out", help="The clip to write: .mp4, .webm or .webp.")] = Path(
         "clip.mp4"
     ),
-    seconds: Annotated[float, typer.Option(min=0.05, max=3600)] = 5.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.05, max=3600, help="5 unless told otherwise; with --input, all of the video.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The same seed makes the same clip.")] = 7,
     clip: Annotated[Path | None, typer.Option("--input", help="A video to follow.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How far it may leave the video.")] = 0.6,
@@ -102,7 +105,7 @@ def generate(
     with Progress(*columns, console=err) as progress:
         bar = progress.add_task("frames", total=None, rate="")
 
-        def started(frames: int) -> None:
+        def started(frames: int | None) -> None:
             progress.reset(bar, total=frames)
 
         def made(frames: int) -> None:
@@ -159,7 +162,7 @@ def train(
 @app.command()
 def doctor(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     model: Model = None,
 ) -> None:
     """Tell what this machine can do and what is missing."""
@@ -200,7 +203,16 @@ def _end(number: int, _: object) -> None:
 def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        if len(sys.argv) == 1:  # no command at all: the help is the answer
+            err.print(error.format_message(), highlight=False, markup=False)
+            sys.exit(USAGE_ERROR)
+        context = getattr(error, "ctx", None)
+        where = f"{context.command_path if context else 'stillstream'} --help"
+        said = escape(f"{error.format_message().rstrip('.')}. `{where}` lists what can be said.")
+        err.print(f"[red]setting_invalid[/]: {said}", highlight=False, soft_wrap=True)
+        sys.exit(USAGE_ERROR)
     except SPOKEN as error:
         said = escape(f"{error.message} {error.remedy}")
         err.print(f"[red]{error.code}[/]: {said}", highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The settings of a server: few, typed, strict. Only `app.cli` makes one; nothing else reads the environment."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,9 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.worker import default_threads
+
+# TURN wants a name and a password, which a plain address cannot carry.
+_STUN = re.compile(r"stuns?:(?:[\w.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -42,6 +46,6 @@ class Settings(BaseSettings):
     @classmethod
     def _check(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            if not url.startswith(("stun:", "turn:", "turns:")):
-                raise ValueError("an ICE server begins with stun: or turn:")
+            if not _STUN.fullmatch(url):
+                raise ValueError("an ICE server looks like stun:host or stun:host:3478")
         return urls

@@ -6,7 +6,6 @@ Every check is a function that returns findings; nothing here changes anything.
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from time import perf_counter
 
 import psutil
 
-from app.errors import SPOKEN
+from app.errors import SPOKEN, AppError
 from app.worker import default_threads, usable_cores
 
 OK, WARN, MISSING = "ok", "warn", "missing"
@@ -140,13 +139,13 @@ def _codecs() -> Iterator[Finding]:
 
 
 def _port(host: str, port: int) -> Iterator[Finding]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            yield Finding(OK, "port", f"{port} is free")
-        except OSError:
-            yield Finding(WARN, "port", f"{port} is taken", "Use `stillstream serve --port <another>`.")
+    from app.serve import bind
+
+    try:
+        bind(host, port).close()
+        yield Finding(OK, "port", f"{port} is free")
+    except AppError as error:
+        yield Finding(WARN, "port", error.message.rstrip("."), error.remedy)
 
 
 def _weights(model: Path | None) -> Iterator[Finding]:

@@ -11,30 +11,35 @@ from app.stopwatch import Stopwatch
 from app.worker import EngineFactory, EngineLike, unknown_words
 from pipeline.chunk import Controls
 
+DEFAULT_S, LONGEST_S = 5.0, 3600.0
+
 
 def generate(
     load: EngineFactory,
     controls: Controls,
-    seconds: float,
+    seconds: float | None,
     out: Path,
     *,
     clip: Path | None = None,
     latents: Path | None = None,
-    on_start: Callable[[int], None] = lambda frames: None,
+    on_start: Callable[[int | None], None] = lambda frames: None,
     on_chunk: Callable[[int], None] = lambda frames: None,
 ) -> tuple[str, ...]:
     """Write a clip; returns the words of its prompt that the model does not know.
 
-    clip: the video to follow; the new one ends with it. latents: also keep what was decoded.
-    on_start hears the number of frames to come, on_chunk the number of each chunk.
+    seconds: None is as long as the clip, or DEFAULT_S without one.
+    clip: the video to follow; the new one ends with it at the latest. latents: also keep what was decoded.
+    on_start hears the number of frames to come, None where only the clip's end will tell; on_chunk that of each chunk.
     """
     engine = load(Stopwatch().trace)
     config = engine.config
     sources = _sources(engine, clip) if clip is not None else None
     state = engine.open(controls.seed)
     kept_TCHW: list[np.ndarray] = []
+    if seconds is None:
+        seconds = LONGEST_S if clip is not None else DEFAULT_S
     left = max(1, round(seconds * config.fps))
-    on_start(left)
+    on_start(None if clip is not None else left)
     with write_clip(out, config.fps) as writer:
         while left > 0:
             source_THWC = next(sources, None) if sources is not None else None
@@ -43,7 +48,8 @@ def generate(
             chunk = engine.step(state, controls, source_THWC)
             frames_THWC = chunk.frames_THWC[:left]
             writer.write(frames_THWC)
-            kept_TCHW.append(chunk.latents_TCHW)
+            if latents is not None:
+                kept_TCHW.append(chunk.latents_TCHW)
             left -= len(frames_THWC)
             on_chunk(len(frames_THWC))
     if latents is not None:

@@ -31,6 +31,7 @@ from streaming.messages import (
 log = logging.getLogger("stillstream.session")
 
 EARLY_CANDIDATES = 64
+CHANGES_LIMIT = 64  # that no picture has followed yet: a slider moved while paused makes eight a second
 # How many frames may wait to leave, in chunks. The next chunk is begun when so many wait: this is how long it may take
 # before the picture stands still, and how long after its camera frames it is seen. With 1, a chunk that takes its usual
 # 70 % of real time could be late by less than half of that, which a browser on the same two cores easily costs. The
@@ -40,7 +41,7 @@ MEDIA_LOST = AppError("media_lost", "The video connection was lost.", "The page 
 MEDIA_UNREACHABLE = AppError(
     "media_unreachable",
     "The video connection could not be made.",
-    "A firewall may be in the way: try another network, or set up a TURN server.",
+    "A firewall may be in the way: try another network, or name a STUN server in STILLSTREAM_ICE_SERVERS.",
 )
 
 
@@ -66,7 +67,7 @@ class Session:
         self._peer: PeerLike | None = None
         self._candidates: list[dict[str, Any] | None] = []
         self._changes: list[Change] = []
-        self._heard = self._offered = self._told_busy = self._connected = self._recovering = False
+        self._offered = self._told_busy = self._connected = self._recovering = False
         self._chunk_ms = self._latency_ms = 0.0
         self._unknown_words: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +123,6 @@ class Session:
     async def _listen(self) -> None:
         while True:
             text = await self._channel.receive()
-            self._heard = True
             await self._complain_about(self._take(text))
 
     async def _complain_about(self, work: Coroutine[Any, Any, None]) -> None:
@@ -135,10 +135,10 @@ class Session:
 
     async def _end_if_silent(self) -> None:
         await self._house.sleep(self._house.silent_s)
-        if not self._heard:
+        if not self._offered:
             raise AppError(
                 "silent_client",
-                f"Nothing was said for {self._house.silent_s:g} seconds.",
+                f"No offer came for {self._house.silent_s:g} seconds.",
                 "Connect again and send an offer.",
             )
 
@@ -237,6 +237,10 @@ class Session:
     def _change(self, id: int, *, fresh: bool, **changes: object) -> None:
         self._feed.change(fresh=fresh, **changes)
         self._changes.append(Change(id, self._feed.epoch, self._house.clock()))
+        if len(self._changes) > CHANGES_LIMIT:
+            oldest = self._changes.pop(0)
+            if not oldest.acked:
+                self._send("ack", id=oldest.id, epoch=oldest.epoch, chunk=self._feed.next_index)
 
     # What the feed tells (feed.Listener)
 
@@ -256,8 +260,9 @@ class Session:
     def shown(self, epoch: int, latency_ms: float) -> None:
         self._latency_ms = latency_ms
         now_s = self._house.clock()
-        for change in [change for change in self._changes if change.epoch <= epoch]:
-            self._changes.remove(change)
+        followed = [change for change in self._changes if change.epoch <= epoch]
+        self._changes = [change for change in self._changes if change.epoch > epoch]
+        for change in followed:
             self._send("shown", id=change.id, latency_ms=round((now_s - change.arrived_s) * 1000, 1))
 
     def refused(self, error: PipelineError) -> None:
@@ -272,6 +277,7 @@ class Session:
     def _peer_moved(self, state: str) -> None:
         if state == "connected":
             self._connected = True
+            self._camera.connected()
             self._settle()
         elif state in ("failed", "closed"):
             self._end(MEDIA_LOST if self._connected else MEDIA_UNREACHABLE, fatal=not self._connected)

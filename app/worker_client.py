@@ -24,6 +24,7 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
 CHUNK_LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
+LOAD_TRIES = 5  # in a row, before those who wait are told; starting it again goes on
 
 
 class Health(StrEnum):
@@ -53,6 +54,8 @@ class WorkerClient:
         self._process: SpawnProcess | None = None
         self._ready = asyncio.Event()
         self._lost = asyncio.Event()
+        self._hopeless = asyncio.Event()
+        self._failed_loads = 0
         self._keeper: asyncio.Task[None] | None = None
         self._pause_s = FIRST_PAUSE_S
         self.health = Health.LOADING
@@ -69,8 +72,19 @@ class WorkerClient:
         return await loaded
 
     async def ready(self) -> None:
-        """Wait until orders can be given."""
-        await self._ready.wait()
+        """Wait until orders can be given. Raises AppError (`worker_failed`) when it fails to start again and again."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._hopeless)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set():
+            raise AppError(
+                "worker_failed",
+                f"The generator could not be started in {LOAD_TRIES} tries.",
+                "Come back later; the server's log says why.",
+            )
 
     async def lost(self) -> None:
         """Wait until the process has ended or failed; `ready` waits for the next one, which knows no stream."""
@@ -136,6 +150,9 @@ class WorkerClient:
             elif isinstance(reply, Failed):
                 if reply.trace or self.health is Health.RECOVERING:
                     log.error("worker cannot load: %s%s", reply.error, "\n" + reply.trace if reply.trace else "")
+                self._failed_loads += 1
+                if self._failed_loads >= LOAD_TRIES:
+                    self._hopeless.set()
                 if not loaded.done():
                     loaded.set_exception(reply.error)
                     self._stopping.set()
@@ -159,6 +176,8 @@ class WorkerClient:
     def _greet(self, reply: Ready, loaded: "asyncio.Future[ModelConfig]") -> None:
         if not self._stopping.is_set():
             self.health = Health.READY
+            self._failed_loads = 0
+            self._hopeless.clear()
             self._lost.clear()
             self._ready.set()
             log.info("worker ready, process %s", self.pid)

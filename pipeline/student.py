@@ -10,12 +10,17 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.utils import import_utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import StudentConfig
 from pipeline.kv_cache import KVCache
+
+# diffusers imports an installed xformers without a guard, and one that does not fit the machine would end the program.
+# Attention is ours, so nothing is lost.
+import_utils._xformers_available = False
+from diffusers import WanTransformer3DModel  # noqa: E402
 
 TextKV = list[tuple[Tensor, Tensor]]
 

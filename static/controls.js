@@ -46,7 +46,7 @@ export class Controls extends EventTarget {
       if (name in this.wishes && !this.#touched.has(name)) this.wishes[name] = value;
     }
     if (!$("prompt").value && document.activeElement !== $("prompt")) $("prompt").value = this.wishes.prompt;
-    if (model?.examples) $("examples").replaceChildren(...model.examples.map((text) => this.#choice(text)));
+    if (model?.examples) this.#list($("examples"), model.examples);
     this.#draw();
   }
 
@@ -117,13 +117,21 @@ export class Controls extends EventTarget {
     $("strength").disabled = !camera;
     $("strength-value").value = `${Math.round(strength * 100)} %`;
     $("earlier").hidden = this.#history.length === 0;
-    $("history").replaceChildren(...this.#history.map((text) => this.#choice(text)));
+    this.#list($("history"), this.#history);
     this.#count();
   }
 
   #count() {
     const { value, maxLength } = $("prompt");
     $("count").textContent = maxLength > 0 && value.length > 0.8 * maxLength ? `${value.length} of ${maxLength}` : "";
+  }
+
+  /** Fills a list with choices; whoever stood on one of them still stands on it. */
+  #list(list, texts) {
+    if (texts.join("\n") === [...list.children].map((item) => item.textContent).join("\n")) return;
+    const focused = list.contains(document.activeElement) ? document.activeElement.textContent : null;
+    list.replaceChildren(...texts.map((text) => this.#choice(text)));
+    if (focused !== null) [...list.querySelectorAll("button")].find((button) => button.textContent === focused)?.focus();
   }
 
   #choice(text) {

@@ -73,6 +73,13 @@ function complain(message, next = "", from = "page") {
   $("trouble").hidden = false;
 }
 
+function explainWebRTC() {
+  complain(
+    "This browser cannot receive live video (it has no WebRTC).",
+    "Open the page in a current Chrome, Edge, Firefox or Safari.",
+  );
+}
+
 function forgive() {
   $("trouble").hidden = true;
 }
@@ -86,7 +93,10 @@ function toggleStream() {
 }
 
 function begin() {
-  if (!hasWebRTC()) return;
+  if (!hasWebRTC()) {
+    explainWebRTC();
+    return;
+  }
   forgive();
   controls.wishes.paused = false;
   view.begun_ms = performance.now();
@@ -144,10 +154,13 @@ on("ack", ({ id, chunk }) => {
 });
 on("shown", ({ id }) => meter.shown(id));
 on("notice", ({ unknown_words }) => drawUnknown(unknown_words));
-on("stats", (stats) => (view.server = stats));
-on("error", ({ message, next }) => {
+on("stats", (stats) => {
+  view.server = stats;
+  if (stats.camera_fps > 0 && $("trouble").dataset.from === "camera") forgive();
+});
+on("error", ({ code, message, next }) => {
   view.prompt = ""; // perhaps it was the prompt that was refused: let it be sent again
-  complain(message, next, "server");
+  complain(message, next, code === "camera_stopped" ? "camera" : "server");
 });
 on("losing", keepStill);
 on("lost", ({ wait_ms, reason }) => {
@@ -252,9 +265,6 @@ async function introduce() {
 enter("idle");
 if (!hasWebRTC()) {
   $("start").disabled = true;
-  complain(
-    "This browser cannot receive live video (it has no WebRTC).",
-    "Open the page in a current Chrome, Edge, Firefox or Safari.",
-  );
+  explainWebRTC();
 }
 introduce();

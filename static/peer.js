@@ -28,7 +28,6 @@ export class Link extends EventTarget {
   #attempt = 0;
   #lastId = 0;
   #heard_ms = 0;
-  #early = [];
   #timers = { retry: 0, ping: 0, media: 0 };
 
   constructor(url) {
@@ -99,7 +98,7 @@ export class Link extends EventTarget {
       this.#release();
     }
     this.#emit(message.kind, message);
-    const steps = { welcome: this.#offer, answer: this.#accept, candidate: this.#add };
+    const steps = { welcome: this.#offer, answer: this.#accept };
     steps[message.kind]
       ?.call(this, message)
       .catch((error) => this.#lose(`The video connection could not be made (${error.name}).`));
@@ -109,7 +108,6 @@ export class Link extends EventTarget {
   async #offer({ ice_servers }) {
     const peer = new RTCPeerConnection({ iceServers: ice_servers ?? [] });
     this.#peer = peer;
-    this.#early = [];
     const transceiver = peer.addTransceiver("video", {
       direction: "sendrecv",
       sendEncodings: [{ maxBitrate: CAMERA_BITS_PER_S }],
@@ -131,14 +129,7 @@ export class Link extends EventTarget {
   async #accept({ sdp }) {
     const peer = this.#peer;
     await peer.setRemoteDescription({ type: "answer", sdp });
-    for (const candidate of this.#early.splice(0)) await peer.addIceCandidate(candidate);
     await this.#attachCamera();
-  }
-
-  async #add({ candidate, sdpMid, sdpMLineIndex }) {
-    const value = candidate ? { candidate, sdpMid, sdpMLineIndex } : undefined;
-    if (!this.#peer?.remoteDescription) this.#early.push(value);
-    else await this.#peer.addIceCandidate(value);
   }
 
   async #attachCamera() {

@@ -21,7 +21,6 @@ from streaming.tracks import OutgoingTrack
 # At equal quality libvpx takes a quarter to a half of the time of aiortc's x264 settings (2 ms against 4 to 7 for a
 # 320x192 frame), and the generator wants the same cores. Each is taken when the browser has no other.
 CODECS = ("video/VP8", "video/H264", "video/rtx")
-CONNECT_S = 20.0
 CANDIDATE_LIMIT = 64
 
 _log = logging.getLogger(__name__)
@@ -133,7 +132,6 @@ class Peer:
             self._spawn(read_camera(transceiver.receiver.track, self._on_frame, self._camera_size))
         for candidate in self._candidates:
             self._use_candidate(candidate)
-        self._spawn(self._give_up_unless_connected())
         answer_sdp: str = connection.localDescription.sdp
         return answer_sdp
 
@@ -149,11 +147,6 @@ class Peer:
         if state != self._state and self._state != "closed":
             self._state = state
             self._on_state(state)
-
-    async def _give_up_unless_connected(self) -> None:
-        await asyncio.sleep(CONNECT_S)
-        if self._state in ("new", "connecting"):
-            self._tell("failed")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

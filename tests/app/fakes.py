@@ -111,6 +111,18 @@ class LoadLater:
         return FakeEngine(trace)
 
 
+@dataclass(frozen=True)
+class LoadWhile:
+    """Loads as long as the file is there."""
+
+    there: Path
+
+    def __call__(self, trace: Trace) -> FakeEngine:
+        if not self.there.exists():
+            raise PipelineError("weights_missing", "The weights are gone.", "Put them back.")
+        return FakeEngine(trace)
+
+
 def load_damaged(trace: Trace) -> FakeEngine:
     raise PipelineError("weights_damaged", "The weights do not match their checksum.", "Download them again.")
 

@@ -47,6 +47,11 @@ def test_help_names_every_command() -> None:
         (("serve",), {"STILLSTREAM_PORT": "eight"}, "setting_invalid"),
         (("serve",), {"STILLSTREAM_ICE_SERVERS": "nonsense"}, "setting_invalid"),
         (("serve", "--host", "203.0.113.1"), {}, "address_unusable"),
+        (("serve", "--threads", "0"), {}, "setting_invalid"),
+        (("generate", "--prompt", "x", "--strength", "7"), {}, "setting_invalid"),
+        (("generate",), {}, "setting_invalid"),
+        (("dream",), {}, "setting_invalid"),
+        (("doctor", "--port", "99999"), {}, "setting_invalid"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(words: tuple[str, ...], environment: dict[str, str], code: str) -> None:
@@ -55,6 +60,13 @@ def test_a_wrong_setting_is_one_clear_line(words: tuple[str, ...], environment: 
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"{code}: ")
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_bare_command_shows_its_help() -> None:
+    ended = _run()
+
+    assert ended.returncode == 2
+    assert "serve" in ended.stderr and "setting_invalid" not in ended.stderr
 
 
 def test_a_taken_port_is_one_clear_line() -> None:

@@ -281,6 +281,35 @@ async def test_a_camera_that_stops_is_said_once_and_the_stream_goes_on_from_the_
     assert live.worker.orders[-1].source_THWC is not None
 
 
+async def test_a_camera_is_not_missed_before_media_is_there() -> None:
+    async with scene() as made:
+        await made.say("controls", id=1, camera=True)
+        await made.say("offer", sdp="v=0")
+        await made.clock.advance(5)
+        await made.worker.make()
+        assert made.page.codes == []
+        made.peer.on_state("connected")
+        await made.clock.advance(2.5)
+        made.track.show()
+        await made.worker.make()
+        assert made.page.codes == ["camera_stopped"]
+
+
+async def test_changes_while_paused_are_bounded_and_each_is_acked_once(live: Scene) -> None:
+    await live.say("controls", id=0, paused=True)
+    for number in range(1, 301):
+        await live.say("controls", id=number, strength=number / 400)
+    before = len(live.page.of("ack"))
+    assert before >= 300 - 64
+    await live.say("controls", id=999, paused=False)
+    await live.worker.make()
+    live.track.show()
+    await live.worker.make()
+    acked = [ack["id"] for ack in live.page.of("ack") if 1 <= ack["id"] <= 300]
+    assert sorted(acked) == list(range(1, 301))
+    assert live.worker.orders[-1].controls.strength == 300 / 400
+
+
 async def test_statistics_come_each_second(live: Scene) -> None:
     await live.worker.make()
     live.track.show()
@@ -294,8 +323,11 @@ async def test_statistics_come_each_second(live: Scene) -> None:
     }  # fmt: skip
 
 
-async def test_a_page_that_says_nothing_is_closed_with_a_reason() -> None:
+@pytest.mark.parametrize("said", [(), ("ping",)])
+async def test_a_page_that_makes_no_offer_is_closed_with_a_reason(said: tuple[str, ...]) -> None:
     async with scene() as made:
+        for kind in said:
+            await made.say(kind, id=1)
         await made.clock.advance(15)
         await made.task
 

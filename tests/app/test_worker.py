@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from app import worker_client
-from app.errors import WorkerLostError
+from app.errors import AppError, WorkerLostError
 from app.mailbox import Order
 from app.worker import default_threads, quota_cores
 from app.worker_client import Health, WorkerClient
 from pipeline.chunk import Controls
 from pipeline.errors import PipelineError
-from tests.app.fakes import load_damaged, load_fake, load_pid_environment
+from tests.app.fakes import LoadWhile, load_damaged, load_fake, load_pid_environment
 
 RED = Order(Controls("a red ball"), fresh=True)
 
@@ -94,6 +94,36 @@ async def test_a_worker_killed_while_idle_is_started_again(worker: WorkerClient)
     await _recovered(worker)
 
     assert (await worker.step(RED)).chunk.index == 0
+
+
+async def test_a_worker_that_fails_to_start_again_and_again_is_told_and_still_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_client, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(worker_client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(worker_client, "LOAD_TRIES", 2)
+    there = tmp_path / "weights"
+    there.touch()
+    client = WorkerClient(LoadWhile(there), threads=1)
+    await client.start()
+    try:
+        there.unlink()
+        os.kill(client.pid or 0, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            await client.lost()
+            with pytest.raises(AppError) as told:
+                await client.ready()
+            assert told.value.code == "worker_failed"
+            there.touch()
+            while True:
+                try:
+                    await client.ready()
+                    break
+                except AppError:
+                    await asyncio.sleep(0.05)
+        assert (await client.step(RED)).chunk.index == 0
+    finally:
+        await client.stop()
 
 
 async def test_ctrl_c_does_not_reach_the_worker(worker: WorkerClient) -> None:

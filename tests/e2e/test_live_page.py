@@ -184,6 +184,9 @@ def test_a_browser_without_webrtc_is_told_so(open_page: OpenPage) -> None:
     viewer.page.reload()
     wait_until(lambda: "no WebRTC" in viewer.trouble, "the word that there is no WebRTC")
     assert viewer.page.is_disabled("#start")
+    viewer.page.click("#trouble-close")
+    viewer.ask(DESERT)
+    wait_until(lambda: "no WebRTC" in viewer.trouble, "the same word once more")
 
 
 def test_a_refused_message_is_shown_in_the_server_s_words(open_page: OpenPage) -> None:
@@ -216,6 +219,35 @@ def test_the_page_is_used_from_the_keyboard_alone(open_page: OpenPage) -> None:
     keyboard.press("Escape")
     keyboard.press("s")
     viewer.wait_for_state("idle")
+
+
+def test_buttons_and_keys_do_what_they_say(open_page: OpenPage) -> None:
+    viewer = open_page()
+    page = viewer.page
+    wait_until(lambda: page.locator("#examples button").count() > 2, "the examples")
+    second = page.locator("#examples button").nth(1)
+    example = second.inner_text()
+    second.click()
+    viewer.wait_for_state("live")
+    assert page.input_value("#prompt") == example
+    assert page.evaluate("document.activeElement.textContent") == example, "the focus stays where it was"
+    page.keyboard.press("p")
+    viewer.wait_for_state("paused")
+    page.keyboard.press("p")
+    viewer.wait_for_state("live")
+    seed = page.input_value("#seed")
+    page.click("#dice")
+    assert page.input_value("#seed") != seed
+    viewer.wait_for_frames()
+    page.focus("#dice")
+    page.keyboard.press("r")
+    viewer.wait_for_frames(16)
+    page.keyboard.press("c")
+    wait_until(lambda: page.is_checked("#camera"), "the camera switched on")
+    assert page.locator("#device option").count() >= 1
+    page.keyboard.press("c")
+    wait_until(lambda: not page.is_checked("#camera"), "the camera switched off")
+    assert viewer.trouble == ""
 
 
 def test_nothing_sticks_out_on_a_narrow_phone(open_page: OpenPage) -> None:

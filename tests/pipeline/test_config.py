@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.config import CodecConfig, ModelConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.student import Student
 
 
 def test_a_written_configuration_reads_back_equal(config: ModelConfig, tmp_path: Path) -> None:
@@ -40,6 +42,24 @@ def test_the_shapes_of_wan_are_only_numbers() -> None:
     )
     assert wan.grid == (30, 52)
     assert wan.tokens_per_frame == 1560
+
+
+@pytest.mark.parametrize(
+    ("heads", "ffn", "layers", "billions"), [(12, 8960, 30, 1.419), (40, 13824, 40, 14.288)], ids=["1.3B", "14B"]
+)
+def test_the_student_takes_the_shapes_of_wan(heads: int, ffn: int, layers: int, billions: float) -> None:
+    config = StudentConfig(
+        num_attention_heads=heads,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=4096,
+        ffn_dim=ffn,
+        num_layers=layers,
+    )
+    with torch.device("meta"):
+        student = Student(config)
+    assert sum(value.numel() for value in student.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """Our explicit forward against diffusers' own, and the cache against a whole clip at once."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,12 +141,27 @@ def test_a_clip_that_jumps_after_its_first_chunk_stands_where_a_long_stream_does
     assert (other[:, -2:] - live).abs().max() > 1e-4
 
 
+def test_an_xformers_that_does_not_fit_the_machine_is_never_imported(tmp_path: Path) -> None:
+    package = tmp_path / "xformers"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('built for another machine')")
+    (tmp_path / "xformers-0.0.35.dist-info").mkdir()
+    (tmp_path / "xformers-0.0.35.dist-info" / "METADATA").write_text("Name: xformers\nVersion: 0.0.35\n")
+    root = Path(__file__).parents[2]
+    code = "import sys; import pipeline.engine; print('xformers' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "False", ended.stderr
+
+
 def test_no_chunk_sees_the_future(student: Student, config: ModelConfig) -> None:
-    latents, text = draw(config, 4)
-    changed = latents.clone()
-    changed[:, 2:] += 1
-    first = [push(student, config, empty_cache(config), clip[:, :2], text, 0.5) for clip in (latents, changed)]
-    assert torch.equal(first[0], first[1])
+    clip, text = draw(config, 6)
+    changed = clip.clone()
+    changed[:, 4:] += 1
+    kv = student.text_kv(text.expand(3, -1, -1))
+    one, other = (teacher_forced(student, each, each, torch.full((1, 3), 0.5), kv, config) for each in (clip, changed))
+    assert torch.equal(one[:, :4], other[:, :4])
+    assert (one[:, 4:] - other[:, 4:]).abs().max() > 1e-3
 
 
 def test_a_denoise_pass_leaves_the_cache_untouched(student: Student, config: ModelConfig) -> None:
