@@ -70,12 +70,11 @@ def unwatched(items: Sequence[T], text: str) -> Iterable[T]:
 class Drawn:
     """Clips of a model, or renders, as the probe takes them, and what it says of them.
 
-    chunk_ms: time of every chunk. kept_THWC: the first clips at their full size.
+    kept_THWC: the first clips at their full size.
     """
 
     clips_BTCHW: Tensor
     answers: Answers
-    chunk_ms: list[float]
     kept_THWC: list[Pictures]
 
 
@@ -144,34 +143,47 @@ def draw(
     model: Model,
     probe: Reader,
     asked: Sequence[Ask],
-    clock_s: Clock,
     *,
     watch: Watch = unwatched,
     text: str = "",
     keep: int = 0,
 ) -> Drawn:
     """One stream an ask, from its opening, for as long as the probe looks at a clip."""
-    views, chunk_ms = [], []
+    views: list[Tensor] = []
     kept: list[Pictures] = []
     for ask in watch(asked, text):
-        state, parts = model.open(ask.seed), []
-        for _ in range(clip_chunks(model.config)):
-            began_s = clock_s()
-            parts.append(model.step(state, Controls(ask.prompt, ask.seed)).frames_THWC)
-            chunk_ms.append(1000 * (clock_s() - began_s))
+        state, controls = model.open(ask.seed), Controls(ask.prompt, ask.seed)
+        parts = [model.step(state, controls).frames_THWC for _ in range(clip_chunks(model.config))]
         frames_THWC = np.concatenate(parts)[:CLIP_FRAMES]
         views.append(view(frames_THWC))
-        if len(kept) < keep:
-            kept.append(frames_THWC)
+        kept += [frames_THWC][: keep - len(kept)]
     clips = torch.stack(views)
-    return Drawn(clips, probe.read(clips), chunk_ms, kept)
+    return Drawn(clips, probe.read(clips), kept)
+
+
+def time_chunks(
+    models: Sequence[Model], ask: Ask, clock_s: Clock, *, rounds: int = 5, watch: Watch = unwatched
+) -> list[float]:
+    """Median time of a whole chunk of each model, in ms. They take turns: what else the machine does, slows all alike.
+
+    The first chunks, until the past is full, are not counted.
+    """
+    states = [model.open(ask.seed) for model in models]
+    spent_ms: list[list[float]] = [[] for _ in models]
+    for turn in watch(range(SETTLED_CHUNKS + rounds), "time of a chunk"):
+        for model, state, spent in zip(models, states, spent_ms, strict=True):
+            began_s = clock_s()
+            model.step(state, Controls(ask.prompt, ask.seed))
+            if turn >= SETTLED_CHUNKS:
+                spent.append(1000 * (clock_s() - began_s))
+    return [float(np.median(spent)) for spent in spent_ms]
 
 
 def renders(config: ModelConfig, probe: Reader, asked: Sequence[Ask], start_s: float = 0.0) -> Drawn:
     """The asked scenes as the world itself shows them."""
     times_s = view_times_s(config, start_s)
     clips = torch.stack([_small(config, ask, times_s) for ask in asked])
-    return Drawn(clips, probe.read(clips), [], [])
+    return Drawn(clips, probe.read(clips), [])
 
 
 def _small(config: ModelConfig, ask: Ask, times_s: NDArray[np.float64]) -> Tensor:
@@ -220,10 +232,6 @@ def distance(drawn: Drawn, real: Drawn) -> float:
     return frechet_distance(drawn.answers.features, real.answers.features)
 
 
-def steps_row(count: int, drawn: Drawn, real: Drawn, asked: Sequence[Ask], config: ModelConfig) -> StepsRow:
-    return StepsRow(count, quality(drawn, real, asked, config).score, float(np.median(drawn.chunk_ms)))
-
-
 def measure_drift(model: Model, probe: Reader, asked: Sequence[Ask], until: int, *, watch: Watch = unwatched) -> Drift:
     """Long streams, looked at at DRIFT_FRAMES up to `until`. A clip begins with the chunk that holds its frame."""
     config = model.config
@@ -245,7 +253,7 @@ def measure_drift(model: Model, probe: Reader, asked: Sequence[Ask], until: int,
         found = None
         if frame in starts:
             start_s, clips = starts[frame] * each / config.fps, torch.stack(views[frame])
-            drawn, real = Drawn(clips, probe.read(clips), [], []), renders(config, probe, asked, start_s)
+            drawn, real = Drawn(clips, probe.read(clips), []), renders(config, probe, asked, start_s)
             found = quality(drawn, real, asked, config, start_s)
         points.append(DriftPoint(frame, found))
     strips = [[_picture(views[frame][row][0]) for frame in starts] for row in range(len(asked))]

@@ -29,7 +29,7 @@ from pipeline.training.evaluate import (
     pictures,
     quality,
     renders,
-    steps_row,
+    time_chunks,
 )
 from pipeline.training.generic import generic_clip
 from pipeline.training.measures import meant
@@ -120,17 +120,10 @@ def shown(wide: ModelConfig, asked: list[Ask], **how: bool) -> World:
     return World(wide, {ask.prompt: ask.scene for ask in asked}, **how)
 
 
-def ticks() -> float:
-    return next(_TICKS)
-
-
-_TICKS = map(float, count())
-
-
 def test_a_model_that_shows_the_world_reaches_the_ceiling(
     wide: ModelConfig, asked: list[Ask], probe: Knowing, real: Drawn
 ) -> None:
-    drawn = draw(shown(wide, asked), probe, asked, ticks, keep=3)
+    drawn = draw(shown(wide, asked), probe, asked, keep=3)
     found, ceiling = (quality(each, real, asked, wide) for each in (drawn, real))
     assert torch.equal(drawn.clips_BTCHW, real.clips_BTCHW)
     assert found == ceiling
@@ -142,20 +135,31 @@ def test_a_model_that_shows_the_world_reaches_the_ceiling(
     assert [picture.shape for picture in pictures(drawn.clips_BTCHW[0])] == [(96, 160, 3)] * 8
 
 
-def test_the_clock_is_the_callers_and_every_chunk_is_timed(
-    wide: ModelConfig, asked: list[Ask], probe: Knowing, real: Drawn
-) -> None:
-    drawn = draw(shown(wide, asked), probe, asked[:2], ticks)
-    assert drawn.chunk_ms == [1000.0] * 8
-    two = Drawn(real.clips_BTCHW[:2], probe.read(real.clips_BTCHW[:2]), [], [])
-    row = steps_row(4, drawn, two, asked[:2], wide)
-    assert (row.steps, row.quality, row.ms) == (4, 1.0, 1000.0)
+def test_the_clock_is_the_callers_and_models_take_turns(wide: ModelConfig, asked: list[Ask]) -> None:
+    clock, made = count(), []
+
+    class Slow(World):
+        """Its chunks take a time of their own."""
+
+        def __init__(self, spent_s: int) -> None:
+            super().__init__(wide, {ask.prompt: ask.scene for ask in asked})
+            self.spent_s = spent_s
+
+        def step(self, state: Showing, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk:
+            made.append(self.spent_s)
+            for _ in range(self.spent_s - 1):
+                next(clock)
+            return super().step(state, controls)
+
+    times_ms = time_chunks([Slow(2), Slow(5)], asked[0], lambda: float(next(clock)), rounds=3)
+    assert times_ms == [2000.0, 5000.0]
+    assert made == [2, 5] * 7
 
 
 def test_a_model_that_never_moves_is_told_to_stand_still_whatever_the_probe_says(
     wide: ModelConfig, asked: list[Ask], probe: Knowing, real: Drawn
 ) -> None:
-    drawn = draw(shown(wide, asked, still=True), probe, asked, ticks)
+    drawn = draw(shown(wide, asked, still=True), probe, asked)
     assert quality(drawn, real, asked, wide).still_share == 1
     assert quality(real, real, asked, wide).still_share == 0
 
@@ -173,7 +177,7 @@ def test_captions_of_other_clips_agree_by_chance_only(asked: list[Ask], real: Dr
 
 
 def test_another_world_is_far_from_this_one(wide: ModelConfig, asked: list[Ask], probe: Knowing, real: Drawn) -> None:
-    dark = Drawn(real.clips_BTCHW // 4, probe.read(real.clips_BTCHW // 4), [], [])
+    dark = Drawn(real.clips_BTCHW // 4, probe.read(real.clips_BTCHW // 4), [])
     assert distance(dark, real) > 100
 
 
