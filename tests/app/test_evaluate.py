@@ -172,7 +172,7 @@ def wanted(tiny_model: Path, tmp_path: Path) -> Wanted:
         teacher=None,
         probe=tmp_path / "probe.safetensors",
         probe_folder=tmp_path / "probe",
-        probe_budget_s=2.0,
+        probe_budget_s=1.0,
         out=tmp_path / "page.md",
         threads=1,
         words=("--model", "a folder"),
@@ -216,7 +216,7 @@ def test_without_a_probe_one_is_trained_and_kept(
     ticking = count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(ticking))))
     trained, said = ready_probe(replace(wanted, probe=None), Engine.load(wanted.model, threads=1))
-    assert "trained on renders for 2 s" in said
+    assert "trained on renders for 1 s" in said
     kept = load_probe(tmp_path / "probe" / "probe.safetensors")
     assert torch.equal(kept.spot.weight.half(), trained.spot.weight.half())
     saved = (tmp_path / "probe" / "checkpoint.pt").read_bytes()
