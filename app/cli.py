@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,6 +158,51 @@ def train(
     settings = load_settings(config) if config else None
     budget_s = read_budget(budget) if budget else None
     run(out_path, settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="The teacher's folder, of the run that made the model; by default `teacher` beside it."),
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="A probe's .safetensors; by default one is trained in runs/pocket/probe.")
+    ] = None,
+    probe_budget: Annotated[str | None, typer.Option(help="Time to train the probe in, as 90s or 20m.")] = None,
+    clips: Annotated[int | None, typer.Option(min=4, help="Clips that the figures are read from.")] = None,
+    drift_frames: Annotated[int | None, typer.Option(min=0, help="The latest frame that drift is read at.")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="Long streams that drift is read from.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A rough look in about two minutes.")] = False,
+    out_path: Annotated[Path, typer.Option("--out", help="The page to write; its pictures go beside it.")] = Path(
+        "docs/student.md"
+    ),
+    threads: Threads = None,
+) -> None:
+    """Measure how well a model draws what it is asked for: about 20 minutes, and a page with what was found."""
+    chosen = threads or default_threads()
+    calm_openmp(chosen)
+    from app.evaluate import QUICK, Plan, Wanted
+    from app.evaluate import evaluate as run
+    from pipeline.training.settings import read_budget
+
+    beside = model.absolute().parent / "teacher" if model else None
+    if teacher is None and beside is not None and (beside / "checkpoint.pt").is_file():
+        teacher = beside
+    changes: dict[str, Any] = {"clips": clips, "drift_frames": drift_frames, "streams": streams}
+    plan = replace(QUICK if quick else Plan(), **{name: value for name, value in changes.items() if value is not None})
+    wanted = Wanted(
+        model=model,
+        teacher=teacher,
+        probe=probe,
+        probe_folder=Path("runs/pocket/probe"),
+        probe_budget_s=read_budget(probe_budget or ("30s" if quick else "15m")),
+        out=out_path,
+        threads=chosen,
+        words=sys.argv[2:],
+    )
+    run(wanted, plan)
 
 
 @app.command()

@@ -1,0 +1,127 @@
+"""The teacher as an engine: many guided Euler steps a chunk, through the same cache as a live stream.
+
+Two rows go in step, one under the prompt and one under no words; what lies between them is followed beyond the first.
+Each row has its own past, as in training, where a clip without a caption has none in its past either.
+It shows how good a few steps could be. It is far too slow for a live stream, and follows no camera.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from pipeline.chunk import Controls
+from pipeline.codec import CodecMemory, PocketCodec
+from pipeline.config import ModelConfig
+from pipeline.engine import Engine
+from pipeline.errors import PipelineError
+from pipeline.kv_cache import KVCache
+from pipeline.sampler import clean_from, draw_noise, levels
+from pipeline.state import StreamState
+from pipeline.student import CachedAttention, Student
+from pipeline.text import TextEncoder
+from pipeline.training.settings import StudentSettings
+from pipeline.training.teacher import Denoiser
+
+STEPS = 50
+
+
+def even_steps(count: int) -> tuple[int, ...]:
+    """Positions of `count` passes, evenly spaced before the shift."""
+    return tuple(round(1000 * (1 - step / count)) for step in range(count))
+
+
+def with_steps(config: ModelConfig, count: int) -> ModelConfig:
+    return replace(config, sampler=replace(config.sampler, steps=even_steps(count)))
+
+
+class GuidedTeacher(Engine):
+    """guidance: 1 follows the prompt alone, more goes beyond it; the default is what the student is taught with."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        codec: PocketCodec,
+        text: TextEncoder,
+        student: Student,
+        *,
+        steps: int = STEPS,
+        guidance: float = StudentSettings().guidance,
+    ) -> None:
+        super().__init__(with_steps(config, steps), codec, text, student)
+        self.guidance = guidance
+
+    def open(self, seed: int) -> StreamState:
+        shape = self.config.student
+        cache = KVCache(
+            self.config.cache,
+            shape.num_layers,
+            self.config.tokens_per_frame,
+            shape.num_attention_heads,
+            shape.attention_head_dim,
+            batch=2,
+            device=self.device,
+        )
+        return StreamState(cache, CodecMemory(), CodecMemory(), seed)
+
+    def _read_prompt(self, state: StreamState, prompt: str) -> None:
+        if prompt != state.prompt:
+            tokens = self.text.tokenize([prompt, ""]).to(self.device)
+            state.text = self.student.text_kv(self.text(tokens))
+            state.prompt = prompt
+
+    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None) -> Tensor:
+        assert source is None, "the teacher follows no camera"
+        config, text = self.config, state.text
+        assert text is not None, "the prompt is read before the first pass"
+        shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
+        attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
+        noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
+        for high, low in pairwise([*levels(config.sampler), 0.0]):
+            both = noisy.expand(2, -1, -1, -1, -1)
+            out = self.student(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
+            told, free = clean_from(config.sampler.prediction, out, both, high).split(1)
+            guided = free + self.guidance * (told - free)
+            noisy = guided + low / high * (noisy - guided)
+        with self.trace("cache"):
+            attend.writing = True
+            self.student(noisy.expand(2, -1, -1, -1, -1), torch.zeros(1, 1, device=self.device), text, attend)
+            state.cache.commit(config.chunk)
+        return noisy
+
+
+def load_teacher(path: Path, engine: Engine) -> GuidedTeacher:
+    """The average in a teacher's checkpoint, over the engine's codec: both must come from one training run.
+
+    path: the checkpoint or its folder. Raises PipelineError: `teacher_unreadable`, `checkpoint_of_another_stage`,
+    `checkpoint_of_another_model`.
+    """
+    file = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        saved = torch.load(file, weights_only=True, map_location="cpu")
+        name, values = saved["name"], saved["ema"]
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        what = "is not there" if isinstance(error, FileNotFoundError) else "is not a checkpoint of the training"
+        raise PipelineError(
+            "teacher_unreadable", f"{file} {what}.", "Name the teacher's folder, as runs/pocket/teacher."
+        ) from error
+    if name != "teacher":
+        raise PipelineError(
+            "checkpoint_of_another_stage",
+            f"{file} belongs to stage {name!r}, not 'teacher'.",
+            "Name the teacher's folder, as runs/pocket/teacher.",
+        )
+    denoiser = Denoiser(engine.config)
+    try:
+        denoiser.load_state_dict(values)
+    except RuntimeError as error:
+        raise PipelineError(
+            "checkpoint_of_another_model",
+            f"{file} does not fit this model: {str(error).splitlines()[-1].strip().rstrip('.')}.",
+            "Name the model and the teacher of one training run.",
+        ) from error
+    denoiser.eval().requires_grad_(False)
+    return GuidedTeacher(engine.config, engine.codec, denoiser.text, denoiser.student)
