@@ -141,17 +141,25 @@ def train_autoencoder(
     folder: Path,
     settings: AutoencoderSettings,
     footage: Footage | None = None,
+    start: PocketCodec | None = None,
     *,
     seed: int = 1,
     device: str = "cpu",
 ) -> PocketCodec:
-    """Train until the budget is spent; returns the EMA codec in eval mode."""
+    """Train until the budget is spent; returns the EMA codec in eval mode.
+
+    start: a codec to begin with; without one, the first step begins with principal components.
+    """
+    if settings.keep and start is not None:
+        return start
     codec = PocketCodec(config.codec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer("autoencoder", folder, codec, settings)
     stream = batches(
         Crops(config, seed, settings.generic_share, footage), settings.batch, trainer.step * settings.accumulate
     )
-    if trainer.step == 0:
+    if trainer.step == 0 and start is not None:
+        trainer.begin_with(start.state_dict() | {"scale": torch.ones_like(start.scale)})
+    elif trainer.step == 0:
         start_from_principal_components(codec, as_frames(next(stream), device))
     codec.train()
     if can_compile():

@@ -116,6 +116,11 @@ class Trainer:
             optimizer.load_state_dict(saved[key])
         self.step, self.trained_s = saved["step"], saved["trained_s"]
 
+    def begin_with(self, weights: dict[str, Tensor]) -> None:
+        """Other weights than the module came with, for the average too. Names that are not given stay."""
+        self.module.load_state_dict(weights, strict=False)
+        self.ema = EMA(self.module, self.settings.ema)
+
     def save(self) -> None:
         payload = {
             "name": self.name,

@@ -9,7 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from pipeline.codec import PocketCodec
+from pipeline.config import ModelConfig
 from pipeline.errors import PipelineError
 from pipeline.training.autoencoder import train_autoencoder
 from pipeline.training.card import card, record
@@ -21,7 +24,7 @@ from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings
 from pipeline.training.student import train_student
 from pipeline.training.teacher import Denoiser, train_teacher
-from pipeline.weights import export
+from pipeline.weights import export, load_parts, pocket_folder
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
 TRAINED = ("autoencoder", "teacher", "student", "matching")
@@ -40,6 +43,26 @@ def scaled(settings: TrainSettings, budget_s: float | None) -> TrainSettings:
     )
 
 
+def begin(start: str | None, config: ModelConfig) -> tuple[PocketCodec | None, dict[str, Tensor] | None]:
+    """A codec and a denoiser's weights to begin with. The text encoder comes along where the words are the same.
+
+    Raises PipelineError `start_of_another_model`, and what `weights.load_parts` raises.
+    """
+    if start is None:
+        return None, None
+    known, codec, text, student = load_parts(pocket_folder() if start == "pocket" else Path(start))
+    if (known.codec, known.student) != (config.codec, config.student):
+        raise PipelineError(
+            "start_of_another_model",
+            f"The model in {start} has other sizes than the one that is to be trained.",
+            "Take its sizes over in [model], or leave `start` out.",
+        )
+    weights = {f"student.{name}": value for name, value in student.state_dict().items()}
+    if known.text == config.text:
+        weights |= {f"text.{name}": value for name, value in text.state_dict().items()}
+    return codec, weights
+
+
 def run(
     out: Path,
     settings: TrainSettings | None = None,
@@ -52,7 +75,7 @@ def run(
     """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`,
-    `checkpoint_of_another_model`, `disk_full`, and what `footage.take_in` raises.
+    `checkpoint_of_another_model`, `disk_full`, and what `footage.take_in` and `begin` raise.
     """
     if stage is not None and stage not in STAGES:
         raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
@@ -66,8 +89,9 @@ def run(
         print(told(footage))
         config = replace(config, text=replace(config.text, words=footage.words()), examples=footage.examples())
     last = STAGES.index(stage) if stage else len(STAGES) - 1
+    codec_start, denoiser_start = begin(settings.start, config)
 
-    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, footage, device=device)
+    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, footage, codec_start, device=device)
     if last < STAGES.index("clips"):
         return
     if can_compile():
@@ -81,7 +105,9 @@ def run(
     def sample(denoiser: Denoiser, folder: Path) -> Path:
         return look(config, codec, denoiser.text, denoiser.student, folder)
 
-    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, sample=sample, device=device)
+    teacher = train_teacher(
+        config, openings, clips, out / "teacher", settings.teacher, denoiser_start, sample=sample, device=device
+    )
     if last < STAGES.index("student"):
         return
     distilled = out / "student"

@@ -60,8 +60,9 @@ class StageSettings:
 
 @dataclass(frozen=True, config=_STRICT)
 class AutoencoderSettings(StageSettings):
-    """batch: crops a step. generic_share: how many of them are not of the world."""
+    """batch: crops a step. generic_share: how many of them are not of the world. keep: the start's codec as it is."""
 
+    keep: bool = False
     batch: Count = 8
     generic_share: Annotated[float, Field(ge=0, le=1)] = 0.35
 
@@ -128,13 +129,17 @@ def pocket_config() -> ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainSettings:
-    """One run, stage by stage; `TrainSettings()` is the pocket student's."""
+    """One run, stage by stage; `TrainSettings()` is the pocket student's.
 
+    start: a model folder whose weights the stages begin with, `pocket` for the embedded one; none: from nothing.
+    """
+
+    start: str | None = None
     model: ModelConfig = field(default_factory=pocket_config)
     autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1200.0, learning_rate=6e-4, ema=0.998)
     clips: ClipSettings = ClipSettings()
-    teacher: TeacherSettings = TeacherSettings(budget_s=3900.0, learning_rate=2e-3, ema=0.998, muon=True)
-    student: StudentSettings = StudentSettings(budget_s=1200.0, learning_rate=3e-4, ema=0.99, muon=True)
+    teacher: TeacherSettings = TeacherSettings(budget_s=4700.0, learning_rate=2e-3, ema=0.998, muon=True)
+    student: StudentSettings = StudentSettings(budget_s=700.0, learning_rate=3e-4, ema=0.99, muon=True)
     matching: MatchingSettings = MatchingSettings(budget_s=600.0, learning_rate=1e-4, ema=0.99, muon=True)
 
 

@@ -118,14 +118,17 @@ def train_teacher(
     clips: Clips,
     folder: Path,
     settings: TeacherSettings,
+    start: dict[str, Tensor] | None = None,
     *,
     sample: Sample | None = None,
     device: str = "cpu",
 ) -> Denoiser:
-    """Train until the budget is spent; returns the average, frozen."""
+    """Train until the budget is spent; returns the average, frozen. start: weights of a `Denoiser`, all or some."""
     torch.manual_seed(2)
     teacher = Denoiser(config).to(device)
     trainer = Trainer("teacher", folder, teacher, settings)
+    if trainer.step == 0 and start is not None:
+        trainer.begin_with(start)
     compiled(teacher).train()
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
