@@ -20,7 +20,7 @@ from rich.table import Table
 
 from app.config import Settings
 from app.errors import SPOKEN, AppError
-from app.worker import LoadEngine, calm_openmp, default_threads
+from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
 from pipeline.chunk import Controls
 
 USAGE_ERROR = 2
@@ -149,8 +149,9 @@ def train(
 
     A file that says recipe = "wan" trains a Wan model on encoded clips: torchrun --nproc-per-node 2 -m app train ...
     """
-    chosen = threads or default_threads()
-    calm_openmp(chosen)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says so: processes that share this machine
+    chosen = threads or max(1, default_threads() // beside)
+    (eager_openmp if beside == 1 else calm_openmp)(chosen)
     from pipeline.training.recipe import run, scaled
     from pipeline.training.settings import WanSettings, load_settings, read_budget
     from pipeline.training.wan import run_wan

@@ -11,6 +11,10 @@ PAD, UNKNOWN, FIRST_WORD = 0, 1, 2
 _WORD = re.compile(r"[^\W_]+")
 
 
+def words(prompt: str) -> list[str]:
+    return [match.group() for match in _WORD.finditer(prompt.lower())]
+
+
 class TextEncoder(nn.Module):
     """Text to (B, length, dim); places after the last word are zero, as Wan pads its prompts."""
 
@@ -23,18 +27,15 @@ class TextEncoder(nn.Module):
         layer = nn.TransformerEncoderLayer(dim, config.heads, 4 * dim, 0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(dim), enable_nested_tensor=False)
 
-    def words(self, prompt: str) -> list[str]:
-        return [match.group() for match in _WORD.finditer(prompt.lower())]
-
     def unknown(self, prompt: str) -> list[str]:
         """Words of the prompt that the vocabulary lacks, in order."""
-        return [word for word in self.words(prompt) if word not in self.ids]
+        return [word for word in words(prompt) if word not in self.ids]
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """(B, length) int64. Longer prompts are cut at `length` words."""
         rows = torch.full((len(prompts), self.config.length), PAD)
         for row, prompt in zip(rows, prompts, strict=True):
-            ids = [self.ids.get(word, UNKNOWN) for word in self.words(prompt)[: self.config.length]]
+            ids = [self.ids.get(word, UNKNOWN) for word in words(prompt)[: self.config.length]]
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows
 

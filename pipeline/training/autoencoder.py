@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.codec import PocketCodec, frames_to_pixels, pixels_to_frames
 from pipeline.config import ModelConfig
 from pipeline.training import generic, world
+from pipeline.training.footage import Footage
 from pipeline.training.loop import Trainer, can_compile
 from pipeline.training.settings import AutoencoderSettings
 from pipeline.training.sheet import write_sheet
@@ -26,10 +27,10 @@ def item_rng(*key: int) -> np.random.Generator:
 
 
 class Crops(Dataset[Tensor]):
-    """Item n is a pure function of (seed, n): uint8 (T, crop height, crop width, 3)."""
+    """Item n is a pure function of (seed, n): uint8 (T, crop height, crop width, 3). footage: instead of the world."""
 
-    def __init__(self, config: ModelConfig, seed: int, generic_share: float) -> None:
-        self.config, self.seed, self.generic_share = config, seed, generic_share
+    def __init__(self, config: ModelConfig, seed: int, generic_share: float, footage: Footage | None = None) -> None:
+        self.config, self.seed, self.generic_share, self.footage = config, seed, generic_share, footage
 
     def __len__(self) -> int:
         return 2**40
@@ -38,8 +39,11 @@ class Crops(Dataset[Tensor]):
         rng = item_rng(self.seed, index)
         config = self.config
         count = 2 * config.codec.frames
-        if rng.random() < self.generic_share:
-            clip = generic.generic_clip(rng, count, config.width, config.height)
+        if self.footage is not None or rng.random() < self.generic_share:
+            if self.footage is not None and rng.random() >= self.generic_share:
+                clip, _ = self.footage.cut(rng, count)
+            else:
+                clip = generic.generic_clip(rng, count, config.width, config.height)
             top = int(rng.integers(0, config.height - CROP_HEIGHT + 1))
             left = int(rng.integers(0, config.width - CROP_WIDTH + 1))
         else:
@@ -133,12 +137,20 @@ def reconstruction_loss(made: Tensor, real: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    config: ModelConfig, folder: Path, settings: AutoencoderSettings, *, seed: int = 1, device: str = "cpu"
+    config: ModelConfig,
+    folder: Path,
+    settings: AutoencoderSettings,
+    footage: Footage | None = None,
+    *,
+    seed: int = 1,
+    device: str = "cpu",
 ) -> PocketCodec:
     """Train until the budget is spent; returns the EMA codec in eval mode."""
     codec = PocketCodec(config.codec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer("autoencoder", folder, codec, settings)
-    stream = batches(Crops(config, seed, settings.generic_share), settings.batch, trainer.step * settings.accumulate)
+    stream = batches(
+        Crops(config, seed, settings.generic_share, footage), settings.batch, trainer.step * settings.accumulate
+    )
     if trainer.step == 0:
         start_from_principal_components(codec, as_frames(next(stream), device))
     codec.train()
@@ -158,7 +170,7 @@ def train_autoencoder(
         psnr_db = 10 * torch.log10(4 / F.mse_loss(made, real)).item()
         return reconstruction_loss(made, real), {"psnr_db": psnr_db}
 
-    def sample() -> None:
+    def sample() -> Path:
         average = load_average(PocketCodec(config.codec), trainer)
         real = as_frames(next(stream), "cpu")
         with torch.no_grad():
@@ -167,11 +179,12 @@ def train_autoencoder(
             [frames_to_pixels(clip[index])[[0, 3, 7]].numpy() for clip in (real, made)] for index in range(len(real))
         ]
         write_sheet(folder / "sample.png", [[frame for clip in row for frame in clip] for row in rows])
+        return folder / "sample.png"
 
     trainer.fit(loss, sample)
     average = load_average(PocketCodec(config.codec), trainer)
-    crops = Crops(config, seed + 1, settings.generic_share)
-    balance(average, as_frames([crops[index] for index in range(48)], "cpu"))
+    others = Crops(config, seed + 1, settings.generic_share, footage)
+    balance(average, as_frames([others[index] for index in range(48)], "cpu"))
     return average
 
 

@@ -21,6 +21,7 @@ from pipeline.codec import PocketCodec, pixels_to_frames
 from pipeline.config import ModelConfig
 from pipeline.training import captions, world
 from pipeline.training.autoencoder import item_rng
+from pipeline.training.footage import Footage
 
 CHUNKS = 4
 SWITCH_SHARE = 0.25
@@ -58,17 +59,27 @@ def foreseeable(starts_s: list[float], chunk_s: float) -> list[bool]:
 
 
 class Plans(Dataset[tuple[Tensor, str]]):
-    """Item n: the pictures of clip n (uint8 THWC) and its plan as JSON; a pure function of (seed, n)."""
+    """Item n: the pictures of clip n (uint8 THWC) and its plan as JSON; a pure function of (seed, n).
 
-    def __init__(self, config: ModelConfig, seed: int, count: int, chunks: int = CHUNKS) -> None:
-        self.config, self.seed, self.count, self.chunks = config, seed, count, chunks
+    footage: the clips are cut from it and not from the world, and keep its captions.
+    """
+
+    def __init__(
+        self, config: ModelConfig, seed: int, count: int, chunks: int = CHUNKS, footage: Footage | None = None
+    ) -> None:
+        self.config, self.seed, self.count, self.chunks, self.footage = config, seed, count, chunks, footage
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        config = self.config
-        scenes, starts_s = clip_plan(config, item_rng(self.seed, index), self.chunks)
+        config, rng = self.config, item_rng(self.seed, index)
+        if self.footage is not None:
+            cut, caption = self.footage.cut(rng, self.chunks * config.frames_per_chunk)
+            chunk_s = config.frames_per_chunk / config.fps
+            starts = [place * chunk_s for place in range(self.chunks)]
+            return torch.from_numpy(cut.copy()), json.dumps({"captions": [caption] * self.chunks, "starts_s": starts})
+        scenes, starts_s = clip_plan(config, rng, self.chunks)
         within_s = np.arange(config.frames_per_chunk) / config.fps
         pictures = [
             world.render(scene, start_s + within_s, config.width, config.height)
@@ -80,7 +91,14 @@ class Plans(Dataset[tuple[Tensor, str]]):
 
 @torch.no_grad()
 def encode_clips(
-    config: ModelConfig, codec: PocketCodec, folder: Path, *, count: int, seed: int, chunks: int = CHUNKS
+    config: ModelConfig,
+    codec: PocketCodec,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    chunks: int = CHUNKS,
+    footage: Footage | None = None,
 ) -> None:
     """Write `latents.npy` (float16, clips x frames x C x h x w) and `plans.jsonl`; goes on where it was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +107,7 @@ def encode_clips(
     done = _whole_lines(lines) if path.is_file() and np.load(path, mmap_mode="r").shape == shape else 0
     mode = "r+" if done else "w+"
     latents = np.lib.format.open_memmap(path, mode, np.float16, shape)
-    plans = Plans(config, seed, count, chunks)
+    plans = Plans(config, seed, count, chunks, footage)
     loader = DataLoader(plans, 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
     with lines.open("a" if done else "w") as out:
         for pictures, texts in progress(loader, description=f"{folder.name:<12}"):
@@ -120,7 +138,8 @@ class Clips:
     def __init__(self, folder: Path, config: ModelConfig, seed: int) -> None:
         self.latents = np.load(folder / "latents.npy")
         plans = [json.loads(line) for line in (folder / "plans.jsonl").read_text().splitlines()]
-        self.scenes = [[scene_from(item) for item in plan["scenes"]] for plan in plans]
+        self.scenes = [[scene_from(item) for item in plan.get("scenes", ())] for plan in plans]
+        self.captions: list[list[str] | None] = [plan.get("captions") for plan in plans]
         chunk_s = config.frames_per_chunk / config.fps
         self.foreseeable = np.array([foreseeable(plan["starts_s"], chunk_s) for plan in plans])
         self.seed = seed
@@ -133,13 +152,14 @@ class Clips:
         """latents_BTCHW float32, a caption for each chunk (B * chunks), the clip's first chunk first, and which chunks
         can be told from their past (B, chunks), float32 of 0 and 1."""
         rng = item_rng(self.seed, step)
-        picked = rng.integers(0, len(self.scenes), size)
+        picked = rng.integers(0, len(self.latents), size)
         latents = torch.from_numpy(np.stack([self.latents[index] for index in picked]).astype(np.float32))
         known = torch.from_numpy(self.foreseeable[picked].astype(np.float32))
         return latents, list(self._captions(picked, rng)), known
 
     def _captions(self, picked: np.ndarray, rng: np.random.Generator) -> Iterator[str]:
         for index in picked:
+            yield from self.captions[index] or ()
             previous, text = None, ""
             for scene in self.scenes[index]:
                 if scene != previous:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -177,8 +178,11 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / self.settings.warm_up_steps)
         return self.settings.learning_rate * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
 
-    def fit(self, loss: Loss, sample: Callable[[], None] | None = None) -> None:
-        """Train until the budget is spent. Raises PipelineError `loss_not_finite`; the last good checkpoint stays."""
+    def fit(self, loss: Loss, sample: Callable[[], Path] | None = None) -> None:
+        """Train until the budget is spent. Raises PipelineError `loss_not_finite`; the last good checkpoint stays.
+
+        sample: draws a sheet of what the average makes now and returns its path; TensorBoard shows it too.
+        """
         from torch.utils.tensorboard.writer import SummaryWriter
 
         columns = (
@@ -187,7 +191,7 @@ class Trainer:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        saved_s = self.trained_s
+        saved_s = sampled_s = self.trained_s
         with ExitStack() as open_until_the_end:
             progress = open_until_the_end.enter_context(Progress(*columns, disable=not self.writes))
             writer = None
@@ -209,8 +213,11 @@ class Trainer:
                 if self.trained_s - saved_s > self.settings.save_s or self.done:
                     self.save()
                     saved_s = self.trained_s
-                    if sample is not None:
-                        sample()
+                if sample is not None and (self.trained_s - sampled_s > self.settings.sample_s or self.done):
+                    sheet = cv2.cvtColor(cv2.imread(str(sample())), cv2.COLOR_BGR2RGB)
+                    if writer is not None:
+                        writer.add_image(f"{self.name}/sample", sheet, self.step, dataformats="HWC")
+                    sampled_s = self.trained_s
 
     def _advance(self, loss: Loss) -> dict[str, float]:
         for optimizer in self.optimizers.values():

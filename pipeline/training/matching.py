@@ -21,7 +21,7 @@ from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out
 from pipeline.training.settings import MatchingSettings
-from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, noise_levels, per_frame
+from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels, per_frame
 
 LOWEST, HIGHEST = 0.05, 0.98
 
@@ -56,6 +56,7 @@ def train_matching(
     folder: Path,
     settings: MatchingSettings,
     *,
+    sample: Sample | None = None,
     device: str = "cpu",
 ) -> Denoiser:
     """Tune until the budget is spent. clips: only their captions are used, with the changes of scene in them."""
@@ -66,6 +67,8 @@ def train_matching(
         denoiser.text.requires_grad_(False)
     teacher = teacher.to(device)
     trainer = Trainer("matching", folder, pair, settings)
+    for denoiser in (pair.student, pair.critic, teacher):
+        compiled(denoiser)
     pair.train()
     streams, most = settings.streams, len(levels(config.sampler))
 
@@ -102,10 +105,13 @@ def train_matching(
         student_loss = towards_the_teacher(*grouped)
         return critic_loss + student_loss, {"critic": critic_loss.item(), "student": student_loss.item()}
 
-    trainer.fit(loss)
-    made = Pair(config)
-    made.load_state_dict(trainer.ema.values)
-    return made.student.eval().requires_grad_(False)
+    def tuned() -> Denoiser:
+        made = Pair(config)
+        made.load_state_dict(trainer.ema.values)
+        return made.student.eval().requires_grad_(False)
+
+    trainer.fit(loss, sample and (lambda: sample(tuned(), folder)))
+    return tuned()
 
 
 def _scored(

@@ -13,12 +13,15 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.training.autoencoder import train_autoencoder
-from pipeline.training.clips import Clips, encode_clips
+from pipeline.training.card import card, record
+from pipeline.training.clips import CHUNKS, Clips, encode_clips
+from pipeline.training.footage import take_in, told
 from pipeline.training.look import look
+from pipeline.training.loop import can_compile
 from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings, WanSettings
 from pipeline.training.student import train_student
-from pipeline.training.teacher import train_teacher
+from pipeline.training.teacher import Denoiser, train_teacher
 from pipeline.weights import export
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
@@ -53,37 +56,50 @@ def run(
     """Train up to and including `stage` (default: all). budget_s: seconds of training in all, drawing not counted.
 
     Raises PipelineError: `stage_unknown`, `budget_invalid`, `loss_not_finite`, `checkpoint_of_another_stage`,
-    `checkpoint_of_another_model`, `disk_full`.
+    `checkpoint_of_another_model`, `disk_full`, and what `footage.take_in` raises.
     """
     if stage is not None and stage not in STAGES:
         raise PipelineError("stage_unknown", f"There is no stage {stage!r}.", f"Choose one of {', '.join(STAGES)}.")
     settings = scaled(settings or TrainSettings(), budget_s)
     if threads is not None:
         torch.set_num_threads(threads)
-    config = settings.model
+    config, footage = settings.model, None
+    if settings.clips.folder is not None:
+        shortest = CHUNKS * config.frames_per_chunk
+        footage = take_in(Path(settings.clips.folder), out / "footage", config, shortest)
+        print(told(footage))
+        config = replace(config, text=replace(config.text, words=footage.words()), examples=footage.examples())
     last = STAGES.index(stage) if stage else len(STAGES) - 1
 
-    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, device=device)
+    codec = train_autoencoder(config, out / "autoencoder", settings.autoencoder, footage, device=device)
     if last < STAGES.index("clips"):
         return
-    encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1)
-    encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11)
+    if can_compile():
+        codec.encoder.compile()
+    encode_clips(config, codec, out / "openings", count=settings.clips.openings, seed=10, chunks=1, footage=footage)
+    encode_clips(config, codec, out / "clips", count=settings.clips.clips, seed=11, footage=footage)
     if last < STAGES.index("teacher"):
         return
     openings, clips = Clips(out / "openings", config, seed=12), Clips(out / "clips", config, seed=13)
-    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, device=device)
-    many = replace(config, sampler=replace(config.sampler, steps=tuple(range(1000, 0, -20))))
-    look(many, codec, teacher.text, teacher.student, out / "teacher" / "look.png")
+
+    def sample(denoiser: Denoiser, folder: Path) -> Path:
+        return look(config, codec, denoiser.text, denoiser.student, folder)
+
+    teacher = train_teacher(config, openings, clips, out / "teacher", settings.teacher, sample=sample, device=device)
     if last < STAGES.index("student"):
         return
-    student = train_student(config, openings, clips, teacher, out / "student", settings.student, device=device)
-    look(config, codec, student.text, student.student, out / "student" / "look.png")
+    distilled = out / "student"
+    student = train_student(config, openings, clips, teacher, distilled, settings.student, sample=sample, device=device)
     if last < STAGES.index("matching"):
         return
-    student = train_matching(config, clips, teacher, student, out / "matching", settings.matching, device=device)
-    look(config, codec, student.text, student.student, out / "matching" / "look.png")
+    matched = out / "matching"
+    student = train_matching(config, clips, teacher, student, matched, settings.matching, sample=sample, device=device)
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)
+    found = {name: record(out / name) for name in TRAINED}
+    records = {name: made for name, made in found.items() if made is not None}
+    parts = {"codec": codec, "text": student.text, "student": student.student}
+    (out / "export" / "README.md").write_text(card(config, settings, parts, records, device))
     made = {name: value for name, value in asdict(settings).items() if name != "model"}
     (out / "export" / "training.json").write_text(json.dumps(made, indent=2) + "\n")

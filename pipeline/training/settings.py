@@ -41,8 +41,8 @@ Rate = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, config=_STRICT)
 class StageSettings:
-    """budget_s: time of training. steps: an end in steps, whichever comes first. save_s: time between checkpoints.
-
+    """budget_s: time of training. steps: an end in steps, whichever comes first.
+    save_s, sample_s: time between checkpoints, between samples to look at.
     accumulate: batches whose gradients are added up for one step of the optimizer.
     muon: matrices between layers go to Muon, the rest to AdamW, both at `learning_rate`.
     """
@@ -55,6 +55,7 @@ class StageSettings:
     clip: Rate = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     save_s: Seconds = 60.0
+    sample_s: Seconds = 300.0
     accumulate: Count = 1
     muon: bool = False
 
@@ -69,15 +70,19 @@ class AutoencoderSettings(StageSettings):
 
 @dataclass(frozen=True, config=_STRICT)
 class ClipSettings:
-    """How many openings (one chunk each) and whole clips are encoded."""
+    """How many openings (one chunk each) and whole clips are encoded.
+
+    folder: your own clips with captions, instead of the world; they also give the text encoder its words.
+    """
 
     openings: Count = 6000
-    clips: Count = 3200
+    clips: Count = 2600
+    folder: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class TeacherSettings(StageSettings):
-    """openings, clips: the batch of an odd and of an even step."""
+    """openings, clips: the batch of a step that sees the one or the other."""
 
     openings: Count = 40
     clips: Count = 8
@@ -128,7 +133,7 @@ class TrainSettings:
     """One run, stage by stage; `TrainSettings()` is the pocket student's."""
 
     model: ModelConfig = field(default_factory=pocket_config)
-    autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1500.0, learning_rate=6e-4, ema=0.998)
+    autoencoder: AutoencoderSettings = AutoencoderSettings(budget_s=1200.0, learning_rate=6e-4, ema=0.998)
     clips: ClipSettings = ClipSettings()
     teacher: TeacherSettings = TeacherSettings(budget_s=3900.0, learning_rate=2e-3, ema=0.998, muon=True)
     student: StudentSettings = StudentSettings(budget_s=1500.0, learning_rate=3e-4, ema=0.99, muon=True)

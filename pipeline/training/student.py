@@ -22,7 +22,7 @@ from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.settings import StudentSettings
-from pipeline.training.teacher import Denoiser, average, compiled, noised_past
+from pipeline.training.teacher import Denoiser, Sample, average, compiled, noised_past
 
 WALK_STEPS = 8
 PART_WAY_LOWEST = 0.2
@@ -82,6 +82,7 @@ def train_student(
     folder: Path,
     settings: StudentSettings,
     *,
+    sample: Sample | None = None,
     device: str = "cpu",
 ) -> Denoiser:
     """Distil until the budget is spent; the text encoder stays the teacher's."""
@@ -125,5 +126,5 @@ def train_student(
         name = f"pass_{turn}" if turn < len(sigmas) else "part_way"
         return value, {name: (error * weight).sum().item() / weight.sum().item()}
 
-    trainer.fit(loss)
+    trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))
     return average(config, trainer)

@@ -1,10 +1,10 @@
 """Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on a noised past.
 
-Every other step sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
+One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
 and the past are learnt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +23,10 @@ NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
+
+
+Sample = Callable[["Denoiser", Path], Path]
+"""Draws what a denoiser makes into a folder, and returns the sheet's path."""
 
 
 class Denoiser(nn.Module):
@@ -89,6 +93,7 @@ def train_teacher(
     folder: Path,
     settings: TeacherSettings,
     *,
+    sample: Sample | None = None,
     device: str = "cpu",
 ) -> Denoiser:
     """Train until the budget is spent; returns the average, frozen."""
@@ -99,7 +104,7 @@ def train_teacher(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        alone = step % 2 == 0
+        alone = step % 3 == 0
         data, count = (openings, settings.openings) if alone else (clips, settings.clips)
         clean, prompts, known = data.batch(step, count)
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
@@ -117,7 +122,7 @@ def train_teacher(
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
         return error, {"opening" if alone else "clip": error.item()}
 
-    trainer.fit(loss)
+    trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))
     return average(config, trainer)
 
 

@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.training.loop import EMA, Loss, Trainer, save_atomic
 from pipeline.training.settings import StageSettings
+from pipeline.training.sheet import write_sheet
 
 pytestmark = pytest.mark.usefixtures("one_second_steps")
 
@@ -252,3 +255,20 @@ def test_an_average_of_a_constant_is_that_constant() -> None:
     for step in range(1, 30):
         ema.update(module, step)
     torch.testing.assert_close(ema.values["weight"], module.weight.detach())
+
+
+def test_samples_are_drawn_at_their_times_and_at_the_end_and_tensorboard_has_them(tmp_path: Path) -> None:
+    module = layer()
+    drawn: list[int] = []
+
+    def sample() -> Path:
+        drawn.append(trainer.step)
+        write_sheet(tmp_path / "sheet.png", [[np.zeros((4, 6, 3), np.uint8)]])
+        return tmp_path / "sheet.png"
+
+    trainer = Trainer("toy", tmp_path, module, replace(SETTINGS, sample_s=5))
+    trainer.fit(task(module), sample)
+    assert drawn == [6, 12]
+    shown = EventAccumulator(str(tmp_path))
+    shown.Reload()
+    assert [event.step for event in shown.Images("toy/sample")] == drawn

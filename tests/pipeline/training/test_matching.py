@@ -56,6 +56,7 @@ def test_where_both_see_the_same_nothing_moves() -> None:
 def test_the_critic_warms_up_alone_and_then_both_learn(
     config: ModelConfig, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", "")  # no compiler: compiling takes longer than this test
     teacher, student = knowing(config, 4), knowing(config, 5)
     start = {name: value.clone() for name, value in student.state_dict().items()}
     seen = []

@@ -76,7 +76,7 @@ def test_a_budget_is_read_in_seconds_minutes_and_hours() -> None:
 
 def test_another_budget_keeps_the_shares_of_the_stages() -> None:
     whole = TrainSettings()
-    half = scaled(whole, (1500 + 3900 + 1500 + 900) / 2)
+    half = scaled(whole, (1200 + 3900 + 1500 + 900) / 2)
     assert half.autoencoder.budget_s == whole.autoencoder.budget_s / 2
     assert half.matching.budget_s == whole.matching.budget_s / 2
     assert half.teacher.clips == whole.teacher.clips
