@@ -140,24 +140,33 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def train(
-    out_path: Annotated[Path, typer.Option("--out", help="Where checkpoints and the finished model go.")] = Path(
-        "runs/pocket"
-    ),
-    config: Annotated[Path | None, typer.Option(help="A TOML file with what differs from the pocket student.")] = None,
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Where all of it goes; runs/pocket or runs/wan without it.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file: what differs from the pocket student.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time of training in all, as 90s, 20m or 1.5h.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stop after this stage of the recipe.")] = None,
     threads: Threads = None,
     device: Device = "cpu",
 ) -> None:
-    """Train the pocket student on the procedural world. Resumes where it was stopped."""
-    chosen = threads or default_threads()
-    eager_openmp(chosen)
-    from pipeline.training.recipe import run
-    from pipeline.training.settings import load_settings, read_budget
+    """Train the pocket student on the procedural world, or what --config names. Resumes where it was stopped.
+
+    A file that says recipe = "wan" trains a Wan model on encoded clips: torchrun --nproc-per-node 2 -m app train ...
+    """
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says so: processes that share this machine
+    chosen = threads or max(1, default_threads() // beside)
+    (eager_openmp if beside == 1 else calm_openmp)(chosen)
+    from pipeline.training.recipe import run, scaled
+    from pipeline.training.settings import WanSettings, load_settings, read_budget
+    from pipeline.training.wan import run_wan
 
     settings = load_settings(config) if config else None
     budget_s = read_budget(budget) if budget else None
-    run(out_path, settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
+    if isinstance(settings, WanSettings):
+        whole = scaled(settings, budget_s)
+        run_wan(out_path or Path("runs/wan"), whole, stage=stage, threads=chosen, device=device)
+    else:
+        run(out_path or Path("runs/pocket"), settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
 
 
 @app.command(name="eval")

@@ -5,6 +5,7 @@ KV cache at inference (`CachedAttention`), whole clips side by side in training 
 the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Protocol
@@ -22,7 +23,7 @@ from pipeline.kv_cache import KVCache
 import_utils._xformers_available = False
 from diffusers import WanTransformer3DModel  # noqa: E402
 
-TextKV = list[tuple[Tensor, Tensor]]
+TextKV = Sequence[tuple[Tensor, Tensor]]
 
 
 class Attend(Protocol):
@@ -126,12 +127,12 @@ class Student(nn.Module):
     def text_kv(self, text_BLD: Tensor) -> TextKV:
         """Cross-attention keys and values of every layer: computed once per prompt."""
         text = self.model.condition_embedder.text_embedder(text_BLD)
-        heads = (-1, self.config.attention_head_dim)
-        pairs = []
-        for block in self.model.blocks:
-            attn = block.attn2
-            pairs.append((attn.norm_k(attn.to_k(text)).unflatten(2, heads), attn.to_v(text).unflatten(2, heads)))
-        return pairs
+        return [self.layer_text(index, text) for index in range(len(self.model.blocks))]
+
+    def layer_text(self, index: int, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of one layer, from the embedded text."""
+        attn, heads = self.model.blocks[index].attn2, (-1, self.config.attention_head_dim)
+        return attn.norm_k(attn.to_k(text_BLD)).unflatten(2, heads), attn.to_v(text_BLD).unflatten(2, heads)
 
     def forward(self, latents_BTCHW: Tensor, timesteps_BT: Tensor, text: TextKV, attend: Attend) -> Tensor:
         """Flow of each latent.

@@ -1,21 +1,27 @@
-"""A model folder on disk: `config.json`, one safetensors file per part, and `checksums.json`. Loads strictly."""
+"""A model folder on disk: `config.json`, one safetensors file per part, and `checksums.json`. Loads strictly.
+
+The transformer alone can also be read and written as diffusers does it, from and to local folders.
+"""
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.codec import PocketCodec
-from pipeline.config import ModelConfig, load_config
+from pipeline.config import ModelConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 
 PARTS = ("codec", "text", "student")
+_DIFFUSERS_NAME = "diffusion_pytorch_model"
 
 
 def pocket_folder() -> Path:
@@ -70,6 +76,70 @@ def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module,
         save_file({key: value.contiguous() for key, value in values.items()}, path)
         digests[path.name] = _digest(path)
     (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")
+
+
+def save_transformer(folder: Path, student: Student) -> None:
+    """Write `config.json` and `diffusion_pytorch_model.safetensors` as diffusers does, in single precision."""
+    student.model.save_pretrained(folder)
+
+
+def read_transformer_shape(folder: Path) -> dict[str, Any]:
+    """The shape of a transformer in diffusers' layout. Raises PipelineError (`weights_missing`, `weights_mismatch`)."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise PipelineError(
+            "weights_missing",
+            f"There is no {path}.",
+            "Name a folder that diffusers wrote, the one called transformer.",
+        )
+    try:
+        told = json.loads(path.read_text())
+        assert isinstance(told, dict)
+    except (ValueError, AssertionError) as error:
+        raise _not_ours(path, "it is not a JSON object") from error
+    if told.get("_class_name") != "WanTransformer3DModel":
+        raise _not_ours(path, f"it describes a {told.get('_class_name')}, not a WanTransformer3DModel")
+    for name in ("image_dim", "added_kv_proj_dim"):
+        if told.get(name) is not None:
+            raise _not_ours(path, f"{name} is {told[name]}, and pictures as prompts are not known here")
+    known = asdict(StudentConfig())
+    shape = {name: value for name, value in told.items() if name in known}
+    return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
+
+
+def load_transformer(folder: Path, config: StudentConfig) -> Student:
+    """A student with the weights of a folder in diffusers' layout, in single precision.
+
+    Raises PipelineError: `weights_missing`, `weights_damaged`, `weights_mismatch`.
+    """
+    expected = asdict(config)
+    for name, value in read_transformer_shape(folder).items():
+        if expected[name] != value:
+            raise _not_ours(folder / "config.json", f"{name} is {value}, the model's is {expected[name]}")
+    paths = sorted(folder.glob(f"{_DIFFUSERS_NAME}*.safetensors"))
+    if not paths:
+        raise PipelineError("weights_missing", f"There are no weights in {folder}.", "Name a folder that has some.")
+    try:
+        # Not diffusers' own reading: it fills what is missing with noise, and wants accelerate for these models.
+        values = {name: value for path in paths for name, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(
+            "weights_damaged", f"The weights in {folder} cannot be read: {error}.", "Copy the folder again."
+        ) from error
+    student = Student(config)
+    try:
+        student.model.load_state_dict(values)
+    except RuntimeError as error:
+        raise _not_ours(folder, str(error).splitlines()[-1].strip().rstrip(".")) from error
+    return student
+
+
+def _not_ours(path: Path, what: str) -> PipelineError:
+    return PipelineError(
+        "weights_mismatch",
+        f"{path} does not fit this model: {what}.",
+        "Take the transformer that the configuration belongs to.",
+    )
 
 
 def _recorded(record: Path) -> dict[str, str]:

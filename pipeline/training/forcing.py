@@ -42,20 +42,29 @@ def teacher_forced(
 ) -> Tensor:
     """Flow of the noisy frames. sigmas_BK: a level per chunk. text: batch B * K, a prompt per chunk."""
     past = sigmas_BK.shape[1] - 1
+    both = [(for_both(key, past), for_both(value, past)) for key, value in text]
+    return forced(student, clean_BTCHW, noisy_BTCHW, sigmas_BK, both, config)
+
+
+def forced(
+    student: Student,
+    clean_BTCHW: Tensor,
+    noisy_BTCHW: Tensor,
+    sigmas_BK: Tensor,
+    text: TextKV,
+    config: ModelConfig,
+) -> Tensor:
+    """The same, where the text is laid out already as `for_both` does it."""
+    past = sigmas_BK.shape[1] - 1
     clean = clean_BTCHW[:, : past * config.chunk]
     frames = [*range(clean.shape[1]), *range(noisy_BTCHW.shape[1])]
     timesteps = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
     timesteps = torch.cat([torch.zeros_like(timesteps[:, : clean.shape[1]]), timesteps], 1)
     attend = ForcedAttention(student.rope_rows(frames, config.grid), past)
-    both = torch.cat([clean, noisy_BTCHW], 1)
-    return student(both, timesteps, _both(text, past), attend)[:, clean.shape[1] :]
+    return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend)[:, clean.shape[1] :]
 
 
-def _both(text: TextKV, past: int) -> TextKV:
+def for_both(part: Tensor, past: int) -> Tensor:
     """A prompt serves its clean and its noisy chunk: batch B * (past + 1) -> B * (2 past + 1)."""
-
-    def both(part: Tensor) -> Tensor:
-        grouped = part.unflatten(0, (-1, past + 1))
-        return torch.cat([grouped[:, :past], grouped], 1).flatten(0, 1)
-
-    return [(both(key), both(value)) for key, value in text]
+    grouped = part.unflatten(0, (-1, past + 1))
+    return torch.cat([grouped[:, :past], grouped], 1).flatten(0, 1)

@@ -9,7 +9,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return
-        saved = torch.load(path, weights_only=True, map_location=next(self.module.parameters()).device)
+        saved = torch.load(path, weights_only=True, map_location=self.reads_onto)
         if saved["name"] != self.name:
             raise PipelineError(
                 "checkpoint_of_another_stage",
@@ -104,16 +105,20 @@ class Trainer:
                 "Give each stage its own folder.",
             )
         try:
-            self.module.load_state_dict(saved["module"])
+            self.module.load_state_dict(self._own(saved["module"], self.module.state_dict()))
         except RuntimeError as error:
             raise PipelineError(
                 "checkpoint_of_another_model",
                 f"{path} does not fit this model: {str(error).splitlines()[-1].strip().rstrip('.')}.",
                 "Train the other model in another folder, or take the configuration that this one began with.",
             ) from error
-        self.ema.values = saved["ema"]
+        self.ema.values = self._own(saved["ema"], self.ema.values)
         for key, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(saved[key])
+            matrices = [p for group in optimizer.param_groups for p in group["params"]]
+            kept = {
+                at: self._own(state, dict.fromkeys(state, matrices[at])) for at, state in saved[key]["state"].items()
+            }
+            optimizer.load_state_dict({**saved[key], "state": kept})
         self.step, self.trained_s = saved["step"], saved["trained_s"]
 
     def begin_with(self, weights: dict[str, Tensor]) -> None:
@@ -122,7 +127,14 @@ class Trainer:
         self.ema = EMA(self.module, self.settings.ema)
 
     def save(self) -> None:
-        payload = {
+        self.write(self.state())
+
+    def write(self, state: dict[str, Any]) -> None:
+        save_atomic(state, self.folder / "checkpoint.pt")
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
             "name": self.name,
             "module": self.module.state_dict(),
             "ema": self.ema.values,
@@ -130,7 +142,30 @@ class Trainer:
             "step": self.step,
             "trained_s": self.trained_s,
         }
-        save_atomic(payload, self.folder / "checkpoint.pt")
+
+    # Where several processes train together (`parallel.py`), these say what one of them holds and what all agree on.
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process shows progress and writes files."""
+        return True
+
+    @property
+    def reads_onto(self) -> torch.device:
+        """Where a checkpoint is read to."""
+        return next(self.module.parameters()).device
+
+    def _own(self, saved: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of saved tensors, cut as `like` is."""
+        return saved
+
+    def _agreed(self, values: list[float]) -> list[float]:
+        """Their means over all processes."""
+        return values
+
+    def _clip(self) -> float:
+        """Limit the gradient; returns its norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip).item()
 
     @property
     def share(self) -> float:
@@ -162,26 +197,31 @@ class Trainer:
             TimeRemainingColumn(),
         )
         saved_s = sampled_s = self.trained_s
-        with SummaryWriter(str(self.folder), purge_step=self.step) as writer, Progress(*columns) as progress:
+        with ExitStack() as open_until_the_end:
+            progress = open_until_the_end.enter_context(Progress(*columns, disable=not self.writes))
+            writer = None
+            if self.writes:
+                writer = open_until_the_end.enter_context(SummaryWriter(str(self.folder), purge_step=self.step))
             task = progress.add_task("", total=1.0, note="")
             progress.update(task, completed=self.share)
             while not self.done:
                 started = time.perf_counter()
                 scalars = self._advance(loss)
-                self.trained_s += time.perf_counter() - started
-                if self.step % 10 == 0:
+                self.trained_s += self._agreed([time.perf_counter() - started])[0]
+                if writer is not None and self.step % 10 == 0:
                     for key, value in scalars.items():
                         writer.add_scalar(f"{self.name}/{key}", value, self.step)
                 note = f"step {self.step} " + " ".join(f"{key} {value:.4f}" for key, value in scalars.items())
                 progress.update(task, completed=self.share, note=note)
-                if self.step % 100 == 0:
+                if self.writes and self.step % 100 == 0:
                     progress.console.print(f"{self.name} {self.trained_s:.0f} s {note}", highlight=False)
                 if self.trained_s - saved_s > self.settings.save_s or self.done:
                     self.save()
                     saved_s = self.trained_s
                 if sample is not None and (self.trained_s - sampled_s > self.settings.sample_s or self.done):
                     sheet = cv2.cvtColor(cv2.imread(str(sample())), cv2.COLOR_BGR2RGB)
-                    writer.add_image(f"{self.name}/sample", sheet, self.step, dataformats="HWC")
+                    if writer is not None:
+                        writer.add_image(f"{self.name}/sample", sheet, self.step, dataformats="HWC")
                     sampled_s = self.trained_s
 
     def _advance(self, loss: Loss) -> dict[str, float]:
@@ -190,18 +230,19 @@ class Trainer:
                 group["lr"] = self.rate()
             optimizer.zero_grad(set_to_none=True)
         value, scalars = self._gathered(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
-        if not math.isfinite(value) or not math.isfinite(norm.item()):
+        value, *rest = self._agreed([value, *scalars.values()])
+        scalars, norm = dict(zip(scalars, rest, strict=True)), self._clip()
+        if not math.isfinite(value) or not math.isfinite(norm):
             raise PipelineError(
                 "loss_not_finite",
-                f"At step {self.step} the loss of {self.name} is {value} and its gradient {norm.item()}.",
+                f"At step {self.step} the loss of {self.name} is {value} and its gradient {norm}.",
                 f"The state before it is in {self.folder}; lower the learning rate and start again.",
             )
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.step += 1
         self.ema.update(self.module, self.step)
-        return {"loss": value, **scalars, "grad": norm.item()}
+        return {"loss": value, **scalars, "grad": norm}
 
     def _gathered(self, loss: Loss) -> tuple[float, dict[str, float]]:
         """Gradients of `accumulate` batches, as of one large batch. Batch numbers go on from step to step."""

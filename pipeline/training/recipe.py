@@ -7,6 +7,7 @@ there already is kept, so the same command goes on where it was stopped.
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pipeline.training.footage import take_in, told
 from pipeline.training.look import look
 from pipeline.training.loop import can_compile
 from pipeline.training.matching import train_matching
-from pipeline.training.settings import TrainSettings
+from pipeline.training.settings import TrainSettings, WanSettings
 from pipeline.training.student import train_student
 from pipeline.training.teacher import Denoiser, train_teacher
 from pipeline.weights import export, load_parts, pocket_folder
@@ -30,13 +31,16 @@ STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
 TRAINED = ("autoencoder", "teacher", "student", "matching")
 
 
-def scaled(settings: TrainSettings, budget_s: float | None) -> TrainSettings:
+Settings = TypeVar("Settings", TrainSettings, WanSettings)
+
+
+def scaled(settings: Settings, budget_s: float | None) -> Settings:
     """The same run in another time: every trained stage keeps its share. Raises PipelineError `budget_invalid`."""
     if budget_s is None:
         return settings
     if budget_s <= 0:
         raise PipelineError("budget_invalid", f"A budget of {budget_s} s trains nothing.", "Give a positive time.")
-    stages = {name: getattr(settings, name) for name in TRAINED}
+    stages = {name: getattr(settings, name) for name in TRAINED if hasattr(settings, name)}
     share = budget_s / sum(stage.budget_s for stage in stages.values())
     return replace(
         settings, **{name: replace(stage, budget_s=stage.budget_s * share) for name, stage in stages.items()}

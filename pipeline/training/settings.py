@@ -1,6 +1,7 @@
 """What a training run is made of: one strict value, the pocket student's by default, or read from a TOML file.
 
-A file names only what differs. Knows nothing of files other than that one, nor of how a stage trains.
+A file names only what differs; `recipe = "wan"` chooses the run of a Wan model. What the folders named in it say about
+the model need not be said again. Knows nothing of how a stage trains.
 """
 
 import re
@@ -8,14 +9,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pipeline.config import CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig
+from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.training import captions
+from pipeline.weights import read_transformer_shape
 
 _STRICT = ConfigDict(extra="forbid")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -143,13 +145,93 @@ class TrainSettings:
     matching: MatchingSettings = MatchingSettings(budget_s=600.0, learning_rate=1e-4, ema=0.99, muon=True)
 
 
-def load_settings(path: Path) -> TrainSettings:
-    """Read a TOML file over the defaults. Raises PipelineError (`train_config_missing`, `train_config_invalid`)."""
+@dataclass(frozen=True, config=_STRICT)
+class LoraSettings:
+    """rank: width of the thin layers; 0 trains every weight instead. alpha / rank: how much of them is added."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    alpha: Rate = 32.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WanStageSettings(StageSettings):
+    """batch: clips a step, over all processes. guidance: how far beyond its words the teacher is led."""
+
+    batch: Count = 8
+    guidance: Annotated[float, Field(ge=1)] = 3.0
+
+    def __post_init__(self) -> None:
+        if self.muon:
+            raise ValueError("muon needs whole matrices, and a Wan run cuts them")
+
+
+def wan_config() -> ModelConfig:
+    """The shape of Wan 2.1 at 1.3 billion weights, chunk by chunk."""
+    return ModelConfig(
+        name="wan",
+        width=832,
+        height=480,
+        chunk=3,
+        student=StudentConfig(
+            num_attention_heads=12,
+            attention_head_dim=128,
+            in_channels=16,
+            out_channels=16,
+            text_dim=4096,
+            ffn_dim=8960,
+            num_layers=30,
+        ),
+        codec=CodecConfig(latent_channels=16, spatial_stride=8),
+        text=TextConfig(length=512),
+        sampler=SamplerConfig(shift=5.0),
+        cache=CacheConfig(sink=3, window=18),
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WanSettings:
+    """One run of a Wan model.
+
+    data: encoded clips (`precomputed.py`). transformer: a folder in diffusers' layout to begin from; without it from
+    nothing. beside: a model folder whose codec and text encoder complete the export; without it, the transformer alone.
+    precision: of the passes. checkpointing: compute layers again on the way back, for a part of the memory.
+    """
+
+    model: ModelConfig = field(default_factory=wan_config)
+    data: Path = Path("data")
+    transformer: Path | None = None
+    beside: Path | None = None
+    lora: LoraSettings = LoraSettings()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    checkpointing: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+    teacher: WanStageSettings = WanStageSettings(budget_s=6 * 3600.0, learning_rate=2e-5, save_s=900.0)
+    student: WanStageSettings = WanStageSettings(budget_s=3 * 3600.0, learning_rate=1e-5, ema=0.99, save_s=900.0)
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and self.transformer is None:
+            raise ValueError("lora adapts weights that are there; name a transformer to begin from")
+
+
+def load_settings(path: Path) -> TrainSettings | WanSettings:
+    """Read a TOML file over its recipe's defaults.
+
+    Raises PipelineError: `train_config_missing`, `train_config_invalid`; for what a Wan run names, also
+    `config_missing`, `config_invalid`, `weights_missing`, `weights_mismatch`.
+    """
     if not path.is_file():
         raise PipelineError("train_config_missing", f"There is no file {path}.", "Name a TOML file, or leave it out.")
     try:
         given = tomllib.loads(path.read_text())
-        return TypeAdapter(TrainSettings).validate_python(_over(asdict(TrainSettings()), given))
+        match given.pop("recipe", "pocket"):
+            case "pocket":
+                return TypeAdapter(TrainSettings).validate_python(_over(asdict(TrainSettings()), given))
+            case "wan":
+                return TypeAdapter(WanSettings).validate_python(_over(_told_by_folders(given), given))
+            case other:
+                raise PipelineError(
+                    "train_config_invalid", f"{path}: there is no recipe {other!r}.", 'Choose "pocket" or "wan".'
+                )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PipelineError("train_config_invalid", f"{path} is not TOML: {error}.", "Correct that line.") from error
     except ValidationError as error:
@@ -161,6 +243,16 @@ def load_settings(path: Path) -> TrainSettings:
             f"{path}: there is no key {error.name!r}{f' in [{error.table}]' if error.table else ''}.",
             f"Known there: {', '.join(error.known)}.",
         ) from error
+
+
+def _told_by_folders(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A Wan run's defaults, with the model as the named folders have it."""
+    told = asdict(WanSettings())
+    if isinstance(beside := given.get("beside"), str):
+        told["model"] = asdict(load_config(Path(beside) / "config.json"))
+    if isinstance(transformer := given.get("transformer"), str):
+        told["model"]["student"] |= read_transformer_shape(Path(transformer))
+    return told
 
 
 def read_budget(text: str) -> float:

@@ -9,6 +9,7 @@ Source: knowledge distillation of samplers (Luhman and Luhman 2021) with classif
 """
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from pipeline.training.teacher import Denoiser, Sample, average, compiled, imper
 
 WALK_STEPS = 8
 PART_WAY_LOWEST = 0.2
+
+Said = Callable[[Tensor, float], Tensor]
 
 
 def clean_said(
@@ -55,11 +58,18 @@ def guided_end(
     guidance: float,
 ) -> Tensor:
     """Where the teacher's guided trajectory through `noisy` ends."""
-    steps = walk(sigma, config.sampler.shift)
-    for high, low in itertools.pairwise(steps):
-        told = clean_said(teacher, past, noisy, high, named, config)
-        free = clean_said(teacher, past, noisy, high, bare, config)
-        guided = free + guidance * (told - free)
+
+    def said(text: TextKV) -> Said:
+        return lambda noisy, sigma: clean_said(teacher, past, noisy, sigma, text, config)
+
+    return guided_walk(said(named), said(bare), noisy, sigma, config.sampler.shift, guidance)
+
+
+def guided_walk(told: Said, free: Said, noisy: Tensor, sigma: float, shift: float, guidance: float) -> Tensor:
+    """Walk down from sigma, led from what is said without words through what is said with them. Returns the end."""
+    for high, low in itertools.pairwise(walk(sigma, shift)):
+        start = free(noisy, high)
+        guided = start + guidance * (told(noisy, high) - start)
         noisy = guided + low / high * (noisy - guided)
     return noisy
 

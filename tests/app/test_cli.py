@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from app.clip import read_clip
+from pipeline.training.precomputed import write_clip, write_unprompted
 from tests.app.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -160,3 +163,52 @@ def test_the_doctor_names_what_is_there_and_what_is_missing(tmp_path: Path) -> N
     assert ended.returncode == 1
     assert re.search(r"ok +torch +\d", ended.stdout)
     assert re.search(r"missing +weights +.* Name a model folder", ended.stdout)
+
+
+WAN_RUN = """
+recipe = "wan"
+data = "encoded"
+beside = "model"
+precision = "fp32"
+[teacher]
+steps = 2
+batch = 2
+[student]
+steps = 1
+batch = 2
+"""
+
+
+def test_two_processes_under_torchrun_train_a_wan_model_that_then_makes_a_clip(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "wan.toml").write_text(WAN_RUN)
+    (tmp_path / "encoded").mkdir()
+    size, width = (2 * TINY.chunk, TINY.codec.latent_channels, *TINY.latent_size), TINY.student.text_dim
+    write_clip(tmp_path / "encoded" / "a.safetensors", torch.randn(size).half(), torch.randn(1, 3, width).half())
+    write_unprompted(tmp_path / "encoded", torch.zeros(1, 1, width))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "app", "train"]
+    trained = subprocess.run(
+        [sys.executable, *command, "--config", "wan.toml", "--out", "run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert trained.returncode == 0, trained.stderr
+    exported = tmp_path / "run" / "export"
+    names = load_file(exported / "transformer" / "diffusion_pytorch_model.safetensors").keys()
+    assert {f"model.{name}" for name in names} == load_file(exported / "student.safetensors").keys()
+
+    words = ("--prompt", "red", "--seconds", "0.5", "--model", "run/export", "--out", "clip.mp4")
+    ended = _run("generate", *words, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "Wrote clip.mp4\n"), ended.stderr
+
+
+def test_a_wan_run_without_clips_is_one_clear_line(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "wan.toml").write_text(f'recipe = "wan"\ndata = "nowhere"\nbeside = "{tiny_model}"\n')
+    ended = _run("train", "--config", "wan.toml", cwd=tmp_path)
+
+    assert _is_one_line(ended, "data_empty"), ended.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.chunk import Controls
 from pipeline.codec import PocketCodec
@@ -16,7 +16,7 @@ from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.student import Student
 from pipeline.text import TextEncoder
-from pipeline.weights import PARTS, export, load_parts, verify
+from pipeline.weights import PARTS, export, load_parts, load_transformer, save_transformer, verify
 
 
 @pytest.fixture
@@ -140,3 +140,65 @@ def test_an_error_crosses_a_process_border_whole() -> None:
     assert type(back) is PipelineError
     assert (back.code, back.message, back.remedy) == (error.code, error.message, error.remedy)
     assert str(back) == "It is broken."
+
+
+@pytest.fixture
+def transformer(student: Student, tmp_path: Path) -> Path:
+    save_transformer(tmp_path / "transformer", student)
+    return tmp_path / "transformer"
+
+
+def transformer_refusal(folder: Path, config: ModelConfig) -> PipelineError:
+    with pytest.raises(PipelineError) as refused:
+        load_transformer(folder, config.student)
+    assert "\n" not in refused.value.message
+    return refused.value
+
+
+def test_a_transformer_in_diffusers_layout_reads_back_bit_by_bit(
+    transformer: Path, student: Student, config: ModelConfig
+) -> None:
+    assert json.loads((transformer / "config.json").read_text())["_class_name"] == "WanTransformer3DModel"
+    read, ours = load_transformer(transformer, config.student).state_dict(), student.state_dict()
+    assert read.keys() == ours.keys()
+    assert all(torch.equal(read[name], value) for name, value in ours.items())
+
+
+def test_a_transformer_in_several_files_and_half_precision_is_read_in_single(
+    transformer: Path, student: Student, config: ModelConfig
+) -> None:
+    path = transformer / "diffusion_pytorch_model.safetensors"
+    values = {name: value.half() for name, value in load_file(path).items()}
+    path.unlink()
+    names = sorted(values)
+    for part, some in enumerate((names[:20], names[20:]), 1):
+        save_file({name: values[name] for name in some}, transformer / f"{path.stem}-{part:05}-of-00002.safetensors")
+    read = load_transformer(transformer, config.student).state_dict()
+    assert {value.dtype for value in read.values()} == {torch.float32}
+    torch.testing.assert_close(read, dict(student.state_dict()), atol=1e-6, rtol=1e-3)
+
+
+def test_every_way_to_break_a_transformer_has_its_own_answer(transformer: Path, config: ModelConfig) -> None:
+    path, weights = transformer / "config.json", transformer / "diffusion_pytorch_model.safetensors"
+    told, values = json.loads(path.read_text()), load_file(weights)
+
+    def telling(**changes: object) -> PipelineError:
+        path.write_text(json.dumps(told | changes))
+        return transformer_refusal(transformer, config)
+
+    assert telling(_class_name="UNet").code == "weights_mismatch"
+    assert "image_dim is 1280" in telling(image_dim=1280).message
+    assert "ffn_dim is 96, the model's is 48" in telling(ffn_dim=96).message
+    path.write_text("[]")
+    assert transformer_refusal(transformer, config).code == "weights_mismatch"
+    path.unlink()
+    assert transformer_refusal(transformer, config).code == "weights_missing"
+    path.write_text(json.dumps(told))
+    missing = dict(values)
+    missing.pop("proj_out.bias")
+    save_file(missing, weights)
+    assert "proj_out.bias" in transformer_refusal(transformer, config).message
+    weights.write_bytes(b"half a file")
+    assert transformer_refusal(transformer, config).code == "weights_damaged"
+    weights.unlink()
+    assert transformer_refusal(transformer, config).code == "weights_missing"

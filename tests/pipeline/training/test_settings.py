@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.training.recipe import run, scaled
-from pipeline.training.settings import TrainSettings, load_settings, read_budget
+from pipeline.training.settings import LoraSettings, TrainSettings, WanSettings, load_settings, read_budget
 
 
 def written(folder: Path, text: str) -> Path:
@@ -87,3 +87,48 @@ def test_a_stage_that_does_not_exist_is_refused_before_anything_is_made(tmp_path
         run(tmp_path / "out", stage="dessert")
     assert error.value.code == "stage_unknown"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_chooses_the_run_of_a_wan_model(tmp_path: Path) -> None:
+    text = 'recipe = "wan"\n[teacher]\nbudget = "2h"\nbatch = 16\n[model.sampler]\nsteps = [1000, 500]\n'
+    settings = load_settings(written(tmp_path, text))
+    assert isinstance(settings, WanSettings)
+    assert (settings.teacher.budget_s, settings.teacher.batch) == (7200, 16)
+    assert settings.model.sampler.steps == (1000, 500)
+    assert settings.model.student == WanSettings().model.student
+    assert load_settings(written(tmp_path, 'recipe = "pocket"')) == TrainSettings()
+
+
+def test_what_the_named_folders_say_about_the_model_need_not_be_said_again(
+    tmp_path: Path, wan_run: WanSettings
+) -> None:
+    folders = f'recipe = "wan"\nbeside = "{wan_run.beside}"\ntransformer = "{wan_run.transformer}"\n'
+    settings = load_settings(written(tmp_path, folders + "lora = { rank = 8 }\n[model.sampler]\nshift = 5.0\n"))
+    assert isinstance(settings, WanSettings)
+    assert settings.lora == LoraSettings(rank=8)
+    assert settings.model.student == wan_run.model.student
+    assert settings.model.text == wan_run.model.text
+    assert settings.model.sampler.shift == 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('recipe = "cake"\n', "there is no recipe 'cake'"),
+        ('recipe = "wan"\n[clips]\n', "there is no key 'clips'"),
+        ('recipe = "wan"\n[lora]\nrnk = 3\n', "there is no key 'rnk' in [lora]"),
+        ('recipe = "wan"\n[lora]\nrank = 3\n', "name a transformer to begin from"),
+        ('recipe = "wan"\n[teacher]\nmuon = true\n', "muon needs whole matrices"),
+        ('recipe = "wan"\nprecision = "fp8"\n', "precision"),
+        ('recipe = "wan"\nbeside = 3\n', "beside"),
+    ],
+)
+def test_a_wan_run_is_as_strict(tmp_path: Path, text: str, said: str) -> None:
+    error = refused(written(tmp_path, text))
+    assert error.code == "train_config_invalid"
+    assert said in error.message
+
+
+def test_a_wan_run_names_the_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert refused(written(tmp_path, 'recipe = "wan"\nbeside = "nowhere"\n')).code == "config_missing"
+    assert refused(written(tmp_path, 'recipe = "wan"\ntransformer = "nowhere"\n')).code == "weights_missing"
