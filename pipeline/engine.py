@@ -65,15 +65,7 @@ class Engine:
             self.step(state, Controls(prompt="warm up", seed=0), frames)
 
     def open(self, seed: int) -> StreamState:
-        shape = self.config.student
-        cache = KVCache(
-            self.config.cache,
-            shape.num_layers,
-            self.config.tokens_per_frame,
-            shape.num_attention_heads,
-            shape.attention_head_dim,
-            device=self.device,
-        )
+        cache = KVCache.of(self.config, device=self.device)
         return StreamState(cache, CodecMemory(), CodecMemory(), seed)
 
     def reset(self, state: StreamState, seed: int) -> None:

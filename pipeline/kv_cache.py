@@ -8,7 +8,7 @@ cache pass writes layer by layer and then commits. Knows nothing of the transfor
 import torch
 from torch import Tensor
 
-from pipeline.config import CacheConfig
+from pipeline.config import CacheConfig, ModelConfig
 
 
 class KVCache:
@@ -34,6 +34,13 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.written = 0
+
+    @classmethod
+    def of(cls, config: ModelConfig, *, batch: int = 1, device: torch.device | str = "cpu") -> "KVCache":
+        """An empty one of a model's sizes."""
+        shape = config.student
+        heads, head_dim = shape.num_attention_heads, shape.attention_head_dim
+        return cls(config.cache, shape.num_layers, config.tokens_per_frame, heads, head_dim, batch=batch, device=device)
 
     def reset(self) -> None:
         self.written = 0

@@ -55,16 +55,7 @@ class GuidedTeacher(Engine):
         self.guidance = guidance
 
     def open(self, seed: int) -> StreamState:
-        shape = self.config.student
-        cache = KVCache(
-            self.config.cache,
-            shape.num_layers,
-            self.config.tokens_per_frame,
-            shape.num_attention_heads,
-            shape.attention_head_dim,
-            batch=2,
-            device=self.device,
-        )
+        cache = KVCache.of(self.config, batch=2, device=self.device)
         return StreamState(cache, CodecMemory(), CodecMemory(), seed)
 
     def _read_prompt(self, state: StreamState, prompt: str) -> None:

@@ -23,16 +23,8 @@ def roll_out(
     texts: cross-attention keys and values for each chunk, batch B. seeds: one a stream. passes: how many denoise passes
     each chunk gets, from 1 to the schedule's length; the last of them carries the gradient, if gradients are on.
     """
-    shape, device = config.student, texts[0][0][0].device
-    cache = KVCache(
-        config.cache,
-        shape.num_layers,
-        config.tokens_per_frame,
-        shape.num_attention_heads,
-        shape.attention_head_dim,
-        batch=len(seeds),
-        device=device,
-    )
+    device = texts[0][0][0].device
+    cache = KVCache.of(config, batch=len(seeds), device=device)
     sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
     size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
     chunks = []
