@@ -1,6 +1,7 @@
 """The whole recipe on a tiny model: from nothing to an export that streams, and on from there."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ pytestmark = [
 PROMPT = "a red ball on the beach"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_compiler() -> Iterator[None]:
+    """Compiling takes longer than these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        yield
+
+
 @pytest.fixture(scope="module")
 def settings(config: ModelConfig) -> TrainSettings:
     student = replace(config.student, in_channels=8, out_channels=8)
@@ -53,11 +62,9 @@ def settings(config: ModelConfig) -> TrainSettings:
 
 
 @pytest.fixture(scope="module")
-def trained(settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(no_compiler: None, settings: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")  # no compiler: compiling takes longer than this test
-        run(folder, settings)
+    run(folder, settings)
     return folder
 
 
@@ -77,10 +84,7 @@ def test_the_same_command_finds_everything_done(trained: Path, settings: TrainSe
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("checkpoint.pt")} == before
 
 
-def test_a_run_can_begin_with_the_weights_of_a_model(
-    trained: Path, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "")
+def test_a_run_can_begin_with_the_weights_of_a_model(trained: Path, settings: TrainSettings, tmp_path: Path) -> None:
     export = trained / "export"
     later = replace(
         settings,
