@@ -204,12 +204,14 @@ class Trainer:
                 writer = open_until_the_end.enter_context(SummaryWriter(str(self.folder), purge_step=self.step))
             task = progress.add_task("", total=1.0, note="")
             progress.update(task, completed=self.share)
+            newest: dict[str, float] = {}
             while not self.done:
                 started = time.perf_counter()
                 scalars = self._advance(loss)
                 self.trained_s += self._agreed([time.perf_counter() - started])[0]
+                newest |= scalars  # a stage may have other things to tell at each step
                 if writer is not None and self.step % 10 == 0:
-                    for key, value in scalars.items():
+                    for key, value in newest.items():
                         writer.add_scalar(f"{self.name}/{key}", value, self.step)
                 note = f"step {self.step} " + " ".join(f"{key} {value:.4f}" for key, value in scalars.items())
                 progress.update(task, completed=self.share, note=note)

@@ -41,6 +41,7 @@ def scaled(settings: Settings, budget_s: float | None) -> Settings:
     if budget_s <= 0:
         raise PipelineError("budget_invalid", f"A budget of {budget_s} s trains nothing.", "Give a positive time.")
     stages = {name: getattr(settings, name) for name in TRAINED if hasattr(settings, name)}
+    stages = {name: stage for name, stage in stages.items() if getattr(stage, "on", True)}
     share = budget_s / sum(stage.budget_s for stage in stages.values())
     return replace(
         settings, **{name: replace(stage, budget_s=stage.budget_s * share) for name, stage in stages.items()}
@@ -118,8 +119,9 @@ def run(
     student = train_student(config, openings, clips, teacher, distilled, settings.student, sample=sample, device=device)
     if last < STAGES.index("matching"):
         return
-    matched = out / "matching"
-    student = train_matching(config, clips, teacher, student, matched, settings.matching, sample=sample, device=device)
+    if settings.matching.on:
+        matched, how = out / "matching", settings.matching
+        student = train_matching(config, clips, teacher, student, matched, how, sample=sample, device=device)
     if last < STAGES.index("export"):
         return
     export(out / "export", config, codec, student.text, student.student)

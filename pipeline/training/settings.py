@@ -100,8 +100,11 @@ class StudentSettings(StageSettings):
 
 @dataclass(frozen=True, config=_STRICT)
 class MatchingSettings(StageSettings):
-    """streams: rolled out side by side, up to `longest` chunks each. critic_alone: steps before the student learns."""
+    """on: whether the stage is run at all. streams: rolled out side by side, up to `longest` chunks each.
+    critic_alone: steps before the student learns.
+    """
 
+    on: bool = False
     streams: Count = 8
     longest: Annotated[int, Field(ge=4)] = 12
     critic_alone: Annotated[int, Field(ge=0)] = 40

@@ -40,6 +40,55 @@ def test_the_embedded_model_knows_every_word_of_its_examples(pocket: Engine) -> 
         assert len(prompt) <= pocket.config.prompt_limit
 
 
+def mover(frame_HWC: np.ndarray, colour: str) -> np.ndarray:
+    """Where a picture is of the colour: boolean (H, W)."""
+    red, green, blue = np.moveaxis(frame_HWC.astype(int), -1, 0)
+    if colour == "red":
+        return (red > 140) & (red - green > 80) & (red - blue > 80)
+    assert colour == "blue"
+    return (blue > 140) & (blue - red > 80) & (blue - green > 50)
+
+
+def middle_x(frame_HWC: np.ndarray, colour: str) -> float:
+    return float(np.nonzero(mover(frame_HWC, colour))[1].mean())
+
+
+@pytest.mark.parametrize("seed", [7, 8, 9])
+@pytest.mark.parametrize(
+    ("prompt", "colour"),
+    [("a red ball moves right in the park", "red"), ("a blue box stands still in the desert", "blue")],
+)
+def test_a_mover_of_the_named_colour_is_there_and_as_large_as_in_the_world(
+    pocket: Engine, prompt: str, colour: str, seed: int
+) -> None:
+    state = pocket.open(seed)
+    for _ in range(3):
+        frames = pocket.step(state, Controls(prompt, seed)).frames_THWC
+        share = [mover(frame, colour).mean() for frame in frames]
+        assert min(share) > 0.03
+        assert max(share) < 0.16
+
+
+@pytest.mark.parametrize(("motion", "direction"), [("moves right", 1), ("moves left", -1), ("stands still", 0)])
+def test_it_moves_the_way_that_the_prompt_says(pocket: Engine, motion: str, direction: int) -> None:
+    state = pocket.open(7)
+    chunks = [pocket.step(state, Controls(f"a red ball {motion} in the park")) for _ in range(3)]
+    path = [middle_x(frame, "red") for chunk in chunks for frame in chunk.frames_THWC]
+    moved_px = path[-1] - path[0]
+    if direction:  # 72 pixels a second for 1.4 seconds
+        assert 50 < direction * moved_px < 150
+    else:
+        assert abs(moved_px) < 10
+
+
+def test_what_lies_away_from_the_mover_stays_still(pocket: Engine) -> None:
+    state = pocket.open(7)
+    chunks = [pocket.step(state, Controls("a red ball stands still in the desert")) for _ in range(4)]
+    frames = np.concatenate([chunk.frames_THWC for chunk in chunks[1:]]).astype(int)
+    edge = np.concatenate([frames[:, :, :60], frames[:, :, -60:]], 2)
+    assert np.abs(edge - edge.mean(0)).mean() < 4
+
+
 def test_the_embedded_model_makes_pictures_that_are_not_flat(pocket: Engine) -> None:
     config, state = pocket.config, pocket.open(7)
     controls = Controls("a red ball moves right on the beach")

@@ -57,7 +57,7 @@ def settings(config: ModelConfig) -> TrainSettings:
         clips=ClipSettings(openings=4, clips=3),
         teacher=TeacherSettings(steps=3, openings=2, clips=2, muon=True),
         student=StudentSettings(steps=2, openings=2, clips=2, muon=True),
-        matching=MatchingSettings(steps=2, streams=2, longest=5, critic_alone=1, muon=True),
+        matching=MatchingSettings(on=True, steps=2, streams=2, longest=5, critic_alone=1, muon=True),
     )
 
 

@@ -76,9 +76,9 @@ def test_a_budget_is_read_in_seconds_minutes_and_hours() -> None:
 
 def test_another_budget_keeps_the_shares_of_the_stages() -> None:
     whole = TrainSettings()
-    half = scaled(whole, (1200 + 4700 + 700 + 600) / 2)
+    half = scaled(whole, (1200 + 4700 + 700) / 2)
     assert half.autoencoder.budget_s == whole.autoencoder.budget_s / 2
-    assert half.matching.budget_s == whole.matching.budget_s / 2
+    assert half.matching == whole.matching  # it is off
     assert half.teacher.clips == whole.teacher.clips
 
 
