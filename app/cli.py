@@ -165,6 +165,12 @@ def train(
     if isinstance(settings, WanSettings):
         whole = scaled(settings, budget_s)
         run_wan(out_path or Path("runs/wan"), whole, stage=stage, threads=chosen, device=device)
+        if beside > 1:
+            # All is saved. Threads that torch.distributed leaves behind were seen to abort a process as it was taken
+            # apart, which torchrun would report as a failed run.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     else:
         run(out_path or Path("runs/pocket"), settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
 
@@ -260,8 +266,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except TyperException as error:
-        if len(sys.argv) == 1:  # no command at all: the help is the answer
-            err.print(error.format_message(), highlight=False, markup=False)
+        if len(sys.argv) == 1:  # no command at all: the help is the answer, and it has been printed
             sys.exit(USAGE_ERROR)
         context = getattr(error, "ctx", None)
         where = f"{context.command_path if context else 'stillstream'} --help"

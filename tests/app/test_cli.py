@@ -69,7 +69,7 @@ def test_the_bare_command_shows_its_help() -> None:
     ended = _run()
 
     assert ended.returncode == 2
-    assert "serve" in ended.stderr and "setting_invalid" not in ended.stderr
+    assert "serve" in ended.stdout and "setting_invalid" not in ended.stderr
 
 
 def test_a_taken_port_is_one_clear_line() -> None:
