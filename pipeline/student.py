@@ -87,8 +87,6 @@ class CachedAttention:
             self._past[layer] = (rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2))
         return self._past[layer]
 
-    # Compiled layers break here: each length of the past would be a graph of its own.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past_k, past_v = self.past(layer)
         keys = torch.cat((past_k, rotate(k, self.rows)), 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.sampler import denoise, draw_noise, levels
-from pipeline.student import CachedAttention, Student, TextKV
+from pipeline.student import Attend, CachedAttention, Student, TextKV
 
 
 def roll_out(
@@ -30,6 +30,8 @@ def roll_out(
     chunks = []
     for index, (text, count) in enumerate(zip(texts, passes, strict=True)):
         attend = CachedAttention(cache, student, config.grid, config.chunk)
+        # Compiled layers break here: each length of the past would be a graph of its own.
+        look: Attend = torch.compiler.disable(attend.__call__)
 
         def noise(step: int, index: int = index) -> Tensor:
             return torch.cat([draw_noise(size, seed, index, step) for seed in seeds]).to(device)
@@ -40,15 +42,15 @@ def roll_out(
             step: int,
             text: TextKV = text,
             count: int = count,
-            attend: CachedAttention = attend,
+            look: Attend = look,
         ) -> Tensor:
             with torch.set_grad_enabled(learning and step == count - 1):
-                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, attend).float()
+                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look).float()
 
         clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction)
         with torch.no_grad():
             attend.writing = True
-            student(clean.detach(), torch.zeros(1, 1, device=device), text, attend)
+            student(clean.detach(), torch.zeros(1, 1, device=device), text, look)
             cache.commit(config.chunk)
         chunks.append(clean)
     return chunks

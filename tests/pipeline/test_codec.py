@@ -129,3 +129,16 @@ def test_pictures_out_of_range_are_clipped_not_wrapped() -> None:
     pixels = frames_to_pixels(frames).numpy()
     assert pixels.dtype == np.uint8
     assert pixels[0, ..., 0].tolist() == [[0, 0], [255, 255]]
+
+
+def test_training_keeps_the_brightness_of_a_batch_in_its_latents(config: ModelConfig) -> None:
+    """A batch's own statistics would take it away, and dark and bright pictures would have the same latents."""
+    torch.manual_seed(0)
+    codec = PocketCodec(config.codec).train()
+    codec.normalise.running_var.fill_(0.01)  # type: ignore[union-attr]
+    picture = torch.rand(2, 4, 3, 64, 96) * 0.2
+    with torch.no_grad():
+        dark, bright = codec.encode(picture - 0.8), codec.encode(picture + 0.6)
+    moved = (bright.mean((0, 1, 3, 4)) - dark.mean((0, 1, 3, 4))).abs().max()
+    assert moved > 1
+    assert codec.normalise.running_mean.abs().max() > 0  # type: ignore[union-attr]
