@@ -22,21 +22,20 @@ class Camera:
         self._clock = clock
         self._on_stopped = on_stopped
         self._frames = NewestFrames(CAPACITY_FRAMES, clock)
-        self._expected_s: float | None = None  # since when frames should come
-        self._connected = False
+        self._expected_s: float | None = None  # since when frames should come; None: there is no media yet
         self._told = False
         self.on = False
         self.frames_seen = 0
 
     def switch(self, on: bool) -> None:
         self.on = on
-        self._expected_s = self._clock() if self._connected else None
+        if self._expected_s is not None:
+            self._expected_s = self._clock()
         self._told = False
         self._frames.clear()
 
     def connected(self) -> None:
         """Media flows from now on: before this no frame can be missed."""
-        self._connected = True
         self._expected_s = self._clock()
 
     def take(self, frame_HWC: np.ndarray, pts_s: float) -> None:

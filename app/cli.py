@@ -195,7 +195,7 @@ def evaluate(
     ),
     threads: Threads = None,
 ) -> None:
-    """Measure how well a model draws what it is asked for: about 20 minutes, and a page with what was found."""
+    """Measure how well a model draws what it is asked for, and write a page with what was found."""
     chosen = threads or default_threads()
     calm_openmp(chosen)
     from app.evaluate import QUICK, Plan, Wanted

@@ -224,6 +224,8 @@ def test_the_page_is_used_from_the_keyboard_alone(open_page: OpenPage) -> None:
 def test_buttons_and_keys_do_what_they_say(open_page: OpenPage) -> None:
     viewer = open_page()
     page = viewer.page
+    said: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda text: said.append(str(text))))
     wait_until(lambda: page.locator("#examples button").count() > 2, "the examples")
     second = page.locator("#examples button").nth(1)
     example = second.inner_text()
@@ -241,6 +243,7 @@ def test_buttons_and_keys_do_what_they_say(open_page: OpenPage) -> None:
     viewer.wait_for_frames()
     page.focus("#dice")
     page.keyboard.press("r")
+    wait_until(lambda: any('"reset"' in text for text in said), "the reset")
     viewer.wait_for_frames(16)
     page.keyboard.press("c")
     wait_until(lambda: page.is_checked("#camera"), "the camera switched on")
