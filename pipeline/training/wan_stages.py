@@ -1,8 +1,8 @@
 """What a Wan model learns on encoded clips: flow matching with teacher forcing, then few steps from a guided teacher.
 
 The losses of the pocket student (`teacher.py`, `student.py`), but for the past, which is noised and never drawn by the
-model. Prompts are embeddings already, and all noise is drawn clip by clip, so that it does not matter how many processes
-share a batch. Knows nothing of files.
+model. Prompts are embeddings already, and all noise is drawn clip by clip, so that it does not matter how many
+processes share a batch. Knows nothing of files.
 """
 
 from collections.abc import Callable, Sequence
