@@ -147,6 +147,10 @@ class TrainSettings:
     student: StudentSettings = StudentSettings(budget_s=700.0, learning_rate=3e-4, ema=0.99, muon=True)
     matching: MatchingSettings = MatchingSettings(budget_s=600.0, learning_rate=1e-4, ema=0.99, muon=True)
 
+    def __post_init__(self) -> None:
+        if self.autoencoder.keep and self.start is None:
+            raise ValueError("autoencoder.keep keeps the codec of a start; name one")
+
 
 @dataclass(frozen=True, config=_STRICT)
 class LoraSettings:

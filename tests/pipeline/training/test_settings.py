@@ -54,6 +54,7 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(tmp_path: Path) ->
         ('[student]\nmuon = "perhaps"\n', "student.muon"),
         ("teacher = 3\n", "teacher"),
         ("[model]\nwidth = 333\n", "does not divide into tokens"),
+        ("[autoencoder]\nkeep = true\n", "keeps the codec of a start"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(tmp_path: Path, text: str, said: str) -> None:
