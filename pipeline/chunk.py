@@ -15,6 +15,8 @@ class Controls:
     prompt: what should be seen.
     seed: any integer in [0, 2**31).
     strength: how far the picture may leave the source; 0 keeps the source, 1 ignores it. Unused without a source.
+    structure: how closely the picture keeps to the source's outlines, 0 to 1. Unused without a source, and by a model
+    that was not trained for it.
     paused: the caller stops asking for chunks; the generator itself never reads it.
     epoch: raised by the caller at each change that makes undelivered frames stale; copied into the Chunk.
     """
@@ -22,6 +24,7 @@ class Controls:
     prompt: str
     seed: int = 7
     strength: float = 0.6
+    structure: float = 0.0
     paused: bool = False
     epoch: int = 0
 

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import PipelineError
+from pipeline.structure import CHANNELS
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -17,8 +18,9 @@ _STRICT = ConfigDict(extra="forbid")
 class StudentConfig:
     """Shape of the transformer, in the words of diffusers' `WanTransformer3DModel`.
 
-    in_channels: the latent's channels and `position_channels` more, which tell a token where it is: rotary embedding
-    alone tells only distances, and a small model takes long to find the picture's edges from those.
+    in_channels: the latent's channels; `position_channels` more, which tell a token where it is: rotary embedding
+    alone tells only distances, and a small model takes long to find the picture's edges from those; and, last,
+    `control_channels` more for the structure of a source (`structure.py`), 0 for a model that knows none.
     """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -35,6 +37,7 @@ class StudentConfig:
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
     position_channels: int = 0
+    control_channels: int = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -102,9 +105,14 @@ class ModelConfig:
         )
         if self.height % cell[0] or self.width % cell[1]:
             raise ValueError(f"{self.width}x{self.height} does not divide into tokens of {cell[1]}x{cell[0]} pixels")
-        channels = self.codec.latent_channels + self.student.position_channels
-        if channels != self.student.in_channels:
-            raise ValueError(f"latents and positions have {channels} channels, the student {self.student.in_channels}")
+        student = self.student
+        channels = self.codec.latent_channels + student.position_channels + student.control_channels
+        if channels != student.in_channels:
+            raise ValueError(
+                f"latents, positions and control have {channels} channels, the student {student.in_channels}"
+            )
+        if student.control_channels not in (0, CHANNELS):
+            raise ValueError(f"structure has {CHANNELS} channels, control_channels is {student.control_channels}")
 
     @property
     def frames_per_chunk(self) -> int:

@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
 from pipeline.sampler import denoise, draw_noise, levels, levels_from
 from pipeline.state import StreamState
+from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
 from pipeline.weights import load_parts, pocket_folder
@@ -78,7 +79,7 @@ class Engine:
 
         source_THWC: uint8 RGB, exactly `frames_per_chunk` pictures of the model's size, or None.
         A new seed starts the stream again. Raises PipelineError: `prompt_invalid`, `prompt_too_long`, `seed_invalid`,
-        `strength_invalid`, `source_invalid`.
+        `strength_invalid`, `structure_invalid`, `source_invalid`.
         """
         self.check(controls, source_THWC)
         if controls.seed != state.seed:
@@ -86,8 +87,8 @@ class Engine:
         with self.trace("text"):
             self._read_prompt(state, controls.prompt)
         with self.trace("encode"):
-            source = None if source_THWC is None else self._encode(state, source_THWC)
-        clean = self._denoise(state, controls, source)
+            source, control = (None, None) if source_THWC is None else self._encode(state, controls, source_THWC)
+        clean = self._denoise(state, controls, source, control)
         with self.trace("decode"):
             frames_TCHW = self.codec.decode_push(state.decoder, clean[0])
         with self.trace("convert"):
@@ -114,6 +115,12 @@ class Engine:
             raise PipelineError(
                 "strength_invalid", f"The strength {controls.strength!r} is not in 0 to 1.", "Choose one in that range."
             )
+        if not isinstance(controls.structure, int | float) or not 0 <= controls.structure <= 1:
+            raise PipelineError(
+                "structure_invalid",
+                f"The structure {controls.structure!r} is not in 0 to 1.",
+                "Choose one in that range.",
+            )
         expected = (self.config.frames_per_chunk, self.config.height, self.config.width, 3)
         if source_THWC is not None and (source_THWC.shape != expected or source_THWC.dtype != np.uint8):
             raise PipelineError(
@@ -128,13 +135,17 @@ class Engine:
             state.text = self.student.text_kv(self.text(tokens))
             state.prompt = prompt
 
-    def _encode(self, state: StreamState, source_THWC: np.ndarray) -> Tensor:
-        frames = pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
-        latents = self.codec.encode_push(state.encoder, frames)
+    def _encode(self, state: StreamState, controls: Controls, source_THWC: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """The source's latents and, where it is asked for and known, its structure."""
+        frames_TCHW = pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
+        latents = self.codec.encode_push(state.encoder, frames_TCHW)
         assert latents is not None, "a chunk of frames fills its latent frames"
-        return latents[None]
+        if not (controls.structure and self.config.student.control_channels):
+            return latents[None], None
+        codec = self.config.codec
+        return latents[None], controls.structure * structure(frames_TCHW, codec.frames, codec.spatial_stride)[None]
 
-    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None) -> Tensor:
+    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None, control: Tensor | None) -> Tensor:
         """Denoise passes, then the cache pass. Returns clean latents (1, T, C, h, w)."""
         config, text = self.config, state.text
         assert text is not None, "the prompt is read before the first pass"
@@ -146,12 +157,13 @@ class Engine:
 
         def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
             with self.trace(f"denoise_{step}"):
-                return self.student(noisy, torch.full((1, 1), 1000 * sigma, device=self.device), text, attend)
+                timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
+                return self.student(noisy, timesteps, text, attend, control)
 
         sigmas = levels(config.sampler) if source is None else levels_from(config.sampler, controls.strength)
         clean = denoise(student, noise, sigmas, source, config.sampler.prediction)
         with self.trace("cache"):
             attend.writing = True
-            self.student(clean, torch.zeros(1, 1, device=self.device), text, attend)
+            self.student(clean, torch.zeros(1, 1, device=self.device), text, attend, control)
             state.cache.commit(config.chunk)
         return clean

@@ -103,7 +103,7 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         shape = asdict(config)
-        shape.pop("position_channels")
+        del shape["position_channels"], shape["control_channels"]
         self.model = WanTransformer3DModel(**shape)
 
     def rope_rows(self, frames: list[int], grid: tuple[int, int]) -> Tensor:
@@ -132,25 +132,36 @@ class Student(nn.Module):
         attn, heads = self.model.blocks[index].attn2, (-1, self.config.attention_head_dim)
         return attn.norm_k(attn.to_k(text_BLD)).unflatten(2, heads), attn.to_v(text_BLD).unflatten(2, heads)
 
-    def forward(self, latents_BTCHW: Tensor, timesteps_BT: Tensor, text: TextKV, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        latents_BTCHW: Tensor,
+        timesteps_BT: Tensor,
+        text: TextKV,
+        attend: Attend,
+        control_BTCHW: Tensor | None = None,
+    ) -> Tensor:
         """Flow of each latent.
 
         timesteps_BT: one per latent frame, or T = 1 for all. text: its batch is B times a number of equal groups of
-        frames, each group under its own prompt.
+        frames, each group under its own prompt. control_BTCHW: structure to keep to, 0 to 1; none is the same as zeros.
         """
-        tokens = self.embed(latents_BTCHW)
+        tokens = self.embed(latents_BTCHW, control_BTCHW)
         modulation, head_modulation = self.time(timesteps_BT)
         for layer in range(len(self.model.blocks)):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
 
-    def embed(self, latents_BTCHW: Tensor) -> Tensor:
+    def embed(self, latents_BTCHW: Tensor, control_BTCHW: Tensor | None = None) -> Tensor:
         """Tokens (B, N, D)."""
+        parts, (batch, frames, _, *size) = [latents_BTCHW], latents_BTCHW.shape
         if self.config.position_channels:
-            batch, frames, _, *size = latents_BTCHW.shape
             where = positions(self.config.position_channels, *size).to(latents_BTCHW)
-            latents_BTCHW = torch.cat((latents_BTCHW, where.expand(batch, frames, -1, -1, -1)), 2)
-        embedded = self.model.patch_embedding(latents_BTCHW.transpose(1, 2))
+            parts.append(where.expand(batch, frames, -1, -1, -1))
+        if self.config.control_channels:
+            if control_BTCHW is None:
+                control_BTCHW = latents_BTCHW.new_zeros(batch, frames, self.config.control_channels, *size)
+            parts.append(control_BTCHW.to(latents_BTCHW))
+        embedded = self.model.patch_embedding(torch.cat(parts, 2).transpose(1, 2))
         return embedded.flatten(2).transpose(1, 2)
 
     def time(self, timesteps_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 A clip's first chunk is the stream's opening; in half of the clips time jumps after it, as it does between the sink and
 the window of a long stream. In a quarter of them some attributes change at a chunk border: what a prompt change looks
 like. The mover stays on its path then, and begins anew in the middle if its motion is what changed.
+A share of the clips shows free scenes; these come with their structure, and the others with none: structure control is
+learnt where nothing else tells where things are, and dropped everywhere else.
 Clips of one chunk are openings: what things look like, at a seventh of a clip's work.
 """
 
@@ -10,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.codec import PocketCodec, pixels_to_frames
 from pipeline.config import ModelConfig
+from pipeline.structure import CHANNELS, structure
 from pipeline.training import captions, world
 from pipeline.training.autoencoder import item_rng
 from pipeline.training.footage import Footage
@@ -26,17 +30,18 @@ from pipeline.training.footage import Footage
 CHUNKS = 4
 SWITCH_SHARE = 0.25
 JUMP_SHARE = 0.5
-JUMP_LIMIT_S = 60.0
+JUMP_LIMIT = 120  # chunks
+FREE_SHARE = 0.3
 
 
 def clip_plan(
     config: ModelConfig, rng: np.random.Generator, chunks: int = CHUNKS
 ) -> tuple[list[world.Scene], list[float]]:
     """The scene of each chunk, and the second of the scene's time at which the chunk begins."""
-    scene = world.sample_scene(rng)
+    scene = replace(world.sample_scene(rng), free=bool(rng.random() < FREE_SHARE))
     scenes = [scene] * chunks
     chunk_s = config.frames_per_chunk / config.fps
-    jump_s = rng.uniform(0, JUMP_LIMIT_S) if rng.random() < JUMP_SHARE else 0.0
+    jump_s = chunk_s * int(rng.integers(JUMP_LIMIT)) if rng.random() < JUMP_SHARE else 0.0
     starts_s = [place * chunk_s + (jump_s if place else 0.0) for place in range(chunks)]
     if chunks > 1 and rng.random() < SWITCH_SHARE:
         other = world.sample_scene(rng)
@@ -100,13 +105,19 @@ def encode_clips(
     chunks: int = CHUNKS,
     footage: Footage | None = None,
 ) -> None:
-    """Write `latents.npy` (float16, clips x frames x C x h x w) and `plans.jsonl`; goes on where it was stopped."""
+    """Write `latents.npy` (float16, clips x frames x C x h x w), `structure.npy` (the same, uint8 of 0 to 255) and
+    `plans.jsonl`; goes on where it was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (count, chunks * config.chunk, config.codec.latent_channels, *config.latent_size)
-    path, lines = folder / "latents.npy", folder / "plans.jsonl"
-    done = _whole_lines(lines) if path.is_file() and np.load(path, mmap_mode="r").shape == shape else 0
+    edged = (*shape[:2], CHANNELS, *shape[3:])
+    path, edges, lines = folder / "latents.npy", folder / "structure.npy", folder / "plans.jsonl"
+    whole = all(
+        file.is_file() and np.load(file, mmap_mode="r").shape == size for file, size in ((path, shape), (edges, edged))
+    )
+    done = _whole_lines(lines) if whole else 0
     mode = "r+" if done else "w+"
     latents = np.lib.format.open_memmap(path, mode, np.float16, shape)
+    structures = np.lib.format.open_memmap(edges, mode, np.uint8, edged)
     plans = Plans(config, seed, count, chunks, footage)
     loader = DataLoader(plans, 4, sampler=range(done, count), num_workers=1, prefetch_factor=4)
     with lines.open("a" if done else "w") as out:
@@ -115,8 +126,11 @@ def encode_clips(
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 encoded = codec.encode(frames)
             latents[done : done + len(encoded)] = encoded.float().numpy()
+            found = [structure(clip, config.codec.frames, config.codec.spatial_stride) for clip in frames]
+            structures[done : done + len(encoded)] = (torch.stack(found) * 255).round().numpy()
             done += len(encoded)
             latents.flush()
+            structures.flush()
             out.writelines(line + "\n" for line in texts)
             out.flush()
 
@@ -132,15 +146,27 @@ def _whole_lines(path: Path) -> int:
     return whole.count("\n")
 
 
+class Batch(NamedTuple):
+    """latents_BTCHW: float32. captions: one for each chunk (B * chunks), a clip's first chunk first. known_BK: which
+    chunks can be told from their past, float32 of 0 and 1. control_BTCHW: structure, float32 of 0 to 1; 0 where none is
+    told."""
+
+    latents_BTCHW: Tensor
+    captions: list[str]
+    known_BK: Tensor
+    control_BTCHW: Tensor
+
+
 class Clips:
     """Batches of encoded clips with fresh captions, counter-based: batch n is a pure function of (seed, n)."""
 
     def __init__(self, folder: Path, config: ModelConfig, seed: int) -> None:
-        self.latents = np.load(folder / "latents.npy")
+        self.latents, self.structure = np.load(folder / "latents.npy"), np.load(folder / "structure.npy")
         plans = [json.loads(line) for line in (folder / "plans.jsonl").read_text().splitlines()]
         self.scenes = [[scene_from(item) for item in plan.get("scenes", ())] for plan in plans]
         self.captions: list[list[str] | None] = [plan.get("captions") for plan in plans]
         chunk_s = config.frames_per_chunk / config.fps
+        self.free = np.array([bool(scenes) and scenes[0].free for scenes in self.scenes])
         self.foreseeable = np.array([foreseeable(plan["starts_s"], chunk_s) for plan in plans])
         self.seed = seed
 
@@ -148,14 +174,16 @@ class Clips:
     def chunks(self) -> int:
         return self.foreseeable.shape[1]
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, list[str], Tensor]:
-        """latents_BTCHW float32, a caption for each chunk (B * chunks), the clip's first chunk first, and which chunks
-        can be told from their past (B, chunks), float32 of 0 and 1."""
+    def batch(self, step: int, size: int) -> Batch:
+        """Clips `size` at a time. A clip of the user's own comes with its structure every other time."""
         rng = item_rng(self.seed, step)
         picked = rng.integers(0, len(self.latents), size)
         latents = torch.from_numpy(np.stack([self.latents[index] for index in picked]).astype(np.float32))
         known = torch.from_numpy(self.foreseeable[picked].astype(np.float32))
-        return latents, list(self._captions(picked, rng)), known
+        captions = list(self._captions(picked, rng))
+        told = np.where([not self.scenes[index] for index in picked], rng.random(size) < 0.5, self.free[picked])
+        edges = np.stack([self.structure[index] * keep for index, keep in zip(picked, told, strict=True)])
+        return Batch(latents, captions, known, torch.from_numpy(edges.astype(np.float32) / 255))
 
     def _captions(self, picked: np.ndarray, rng: np.random.Generator) -> Iterator[str]:
         for index in picked:

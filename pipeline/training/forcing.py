@@ -39,11 +39,15 @@ def teacher_forced(
     sigmas_BK: Tensor,
     text: TextKV,
     config: ModelConfig,
+    control_BTCHW: Tensor | None = None,
 ) -> Tensor:
-    """Flow of the noisy frames. sigmas_BK: a level per chunk. text: batch B * K, a prompt per chunk."""
+    """Flow of the noisy frames. sigmas_BK: a level per chunk. text: batch B * K, a prompt per chunk.
+
+    control_BTCHW: structure of the frames; the clean ones keep to it as the noisy ones do.
+    """
     past = sigmas_BK.shape[1] - 1
     both = [(for_both(key, past), for_both(value, past)) for key, value in text]
-    return forced(student, clean_BTCHW, noisy_BTCHW, sigmas_BK, both, config)
+    return forced(student, clean_BTCHW, noisy_BTCHW, sigmas_BK, both, config, control_BTCHW)
 
 
 def forced(
@@ -53,6 +57,7 @@ def forced(
     sigmas_BK: Tensor,
     text: TextKV,
     config: ModelConfig,
+    control_BTCHW: Tensor | None = None,
 ) -> Tensor:
     """The same, where the text is laid out already as `for_both` does it."""
     past = sigmas_BK.shape[1] - 1
@@ -61,7 +66,9 @@ def forced(
     timesteps = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
     timesteps = torch.cat([torch.zeros_like(timesteps[:, : clean.shape[1]]), timesteps], 1)
     attend = ForcedAttention(student.rope_rows(frames, config.grid), past)
-    return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend)[:, clean.shape[1] :]
+    if control_BTCHW is not None:
+        control_BTCHW = torch.cat([control_BTCHW[:, : clean.shape[1]], control_BTCHW], 1)
+    return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend, control_BTCHW)[:, clean.shape[1] :]
 
 
 def for_both(part: Tensor, past: int) -> Tensor:

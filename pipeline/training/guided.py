@@ -64,7 +64,7 @@ class GuidedTeacher(Engine):
             state.text = self.student.text_kv(self.text(tokens))
             state.prompt = prompt
 
-    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None) -> Tensor:
+    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None, control: Tensor | None) -> Tensor:
         assert source is None, "the teacher follows no camera"
         config, text = self.config, state.text
         assert text is not None, "the prompt is read before the first pass"

@@ -78,7 +78,7 @@ def train_matching(
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        _, prompts, _ = clips.batch(step + 2 * 10**6, streams)
+        _, prompts, *_ = clips.batch(step + 2 * 10**6, streams)
         words = pair.student.text(pair.student.text.tokenize(prompts).to(device))
         bare = teacher.text(teacher.text.tokenize([""] * len(prompts)).to(device))
         seeds = torch.randint(2**31, (streams,), generator=generator).tolist()

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig
@@ -49,20 +50,27 @@ def scaled(settings: Settings, budget_s: float | None) -> Settings:
 
 
 def begin(start: str | None, config: ModelConfig) -> tuple[PocketCodec | None, dict[str, Tensor] | None]:
-    """A codec and a denoiser's weights to begin with. The text encoder comes along where the words are the same.
+    """A codec and a denoiser's weights to begin with. The text encoder comes along where the words are the same; a
+    start that knows no structure gets the channels for it.
 
     Raises PipelineError `start_of_another_model`, and what `weights.load_parts` raises.
     """
     if start is None:
         return None, None
     known, codec, text, student = load_parts(pocket_folder() if start == "pocket" else Path(start))
-    if (known.codec, known.student) != (config.codec, config.student):
+    size, control = config.student, config.student.control_channels
+    without = replace(size, in_channels=size.in_channels - control, control_channels=0)
+    grows = control and known.student == without
+    if known.codec != config.codec or not (grows or known.student == size):
         raise PipelineError(
             "start_of_another_model",
             f"The model in {start} has other sizes than the one that is to be trained.",
             "Take its sizes over in [model], or leave `start` out.",
         )
     weights = {f"student.{name}": value for name, value in student.state_dict().items()}
+    if grows:  # structure begins as nothing
+        name = "student.model.patch_embedding.weight"
+        weights[name] = F.pad(weights[name], (0, 0, 0, 0, 0, 0, 0, control))
     if known.text == config.text:
         weights |= {f"text.{name}": value for name, value in text.state_dict().items()}
     return codec, weights

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.structure import CHANNELS
 from pipeline.training import captions
 from pipeline.weights import read_transformer_shape
 
@@ -126,7 +127,9 @@ def pocket_config() -> ModelConfig:
     return ModelConfig(
         examples=EXAMPLES,
         codec=CodecConfig(latent_channels=32),
-        student=StudentConfig(in_channels=32 + 12, out_channels=32, position_channels=12),
+        student=StudentConfig(
+            in_channels=32 + 12 + CHANNELS, out_channels=32, position_channels=12, control_channels=CHANNELS
+        ),
         text=TextConfig(words=captions.WORDS),
         sampler=SamplerConfig(prediction="clean"),
     )

@@ -22,7 +22,7 @@ from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.settings import StudentSettings
-from pipeline.training.teacher import Denoiser, Sample, average, compiled, imperfect_past
+from pipeline.training.teacher import Denoiser, Sample, average, compiled, drop_structure, imperfect_past
 
 WALK_STEPS = 8
 PART_WAY_LOWEST = 0.2
@@ -31,12 +31,18 @@ Said = Callable[[Tensor, float], Tensor]
 
 
 def clean_said(
-    denoiser: Denoiser, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, config: ModelConfig
+    denoiser: Denoiser,
+    past: Tensor,
+    noisy: Tensor,
+    sigma: float,
+    text: TextKV,
+    control: Tensor,
+    config: ModelConfig,
 ) -> Tensor:
     """The clean latents that a denoiser names for every chunk at one level."""
     chunks = noisy.shape[1] // config.chunk
     sigmas = torch.full((len(noisy), chunks), sigma, device=noisy.device)
-    out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config).float()
+    out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config, control).float()
     return clean_from(config.sampler.prediction, out, noisy, sigma)
 
 
@@ -54,13 +60,14 @@ def guided_end(
     sigma: float,
     named: TextKV,
     bare: TextKV,
+    control: Tensor,
     config: ModelConfig,
     guidance: float,
 ) -> Tensor:
     """Where the teacher's guided trajectory through `noisy` ends."""
 
     def said(text: TextKV) -> Said:
-        return lambda noisy, sigma: clean_said(teacher, past, noisy, sigma, text, config)
+        return lambda noisy, sigma: clean_said(teacher, past, noisy, sigma, text, control, config)
 
     return guided_walk(said(named), said(bare), noisy, sigma, config.sampler.shift, guidance)
 
@@ -98,13 +105,16 @@ def train_student(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
-        clean, prompts, known = data.batch(step + 10**6, count)
-        clean = clean.to(device)
+        clean, prompts, known, control = data.batch(step + 10**6, count)
+        clean, control = clean.to(device), control.to(device)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
         # One turn in five starts part-way from a real picture, as a webcam stream does.
         turn = step // 2 % (len(sigmas) + 1)
         part_way = PART_WAY_LOWEST + (1 - PART_WAY_LOWEST) * torch.rand((), generator=generator).item()
         passes = sigmas[: turn + 1] if turn < len(sigmas) else [part_way]
+        if turn == len(sigmas):
+            levels_BK = torch.full(known.shape, part_way, device=device)
+            control = drop_structure(control, levels_BK, config, generator)
 
         def noised(latents: Tensor, sigma: float) -> Tensor:
             return mix(latents, torch.randn(clean.shape, generator=generator).to(device), sigma)
@@ -114,13 +124,13 @@ def train_student(
                 words = denoiser.text(tokens)
                 named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
                 text, latents = denoiser.student.text_kv(words), clean
-                past = imperfect_past(denoiser, clean, text, config, generator)
+                past = imperfect_past(denoiser, clean, text, control, config, generator)
                 for sigma in passes[:-1]:
-                    latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, config)
+                    latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, control, config)
                 noisy = noised(latents, passes[-1])
-                target = guided_end(teacher, past, noisy, passes[-1], named, bare, config, settings.guidance)
+                target = guided_end(teacher, past, noisy, passes[-1], named, bare, control, config, settings.guidance)
             text = denoiser.student.text_kv(words)
-            made = clean_said(denoiser, past, noisy, passes[-1], text, config)
+            made = clean_said(denoiser, past, noisy, passes[-1], text, control, config)
         error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))
         weight = known.to(device)
         value = ((error + 1e-3).sqrt() * weight).sum() / weight.sum()

@@ -28,6 +28,7 @@ PAST_NOISE = 0.25
 DRAWN_LOWEST = 0.5
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
+OUTLINES_SEEN = 0.75
 
 
 Sample = Callable[["Denoiser", Path], Path]
@@ -46,6 +47,9 @@ class Denoiser(nn.Module):
             nn.init.zeros_(block.attn1.to_out[0].weight)
             nn.init.zeros_(block.attn2.to_out[0].weight)
         nn.init.zeros_(self.student.model.proj_out.weight)
+        if config.student.control_channels:  # a model that is told no structure is the same as one that knows none
+            with torch.no_grad():
+                self.student.model.patch_embedding.weight[:, -config.student.control_channels :] = 0
 
     def hidden_matrices(self) -> Iterator[nn.Parameter]:
         """The weights between layers, without embeddings, modulation and head: what Muon is made for."""
@@ -71,23 +75,35 @@ def noised_past(clean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def drawn(denoiser: Denoiser, clean: Tensor, text: TextKV, config: ModelConfig, generator: torch.Generator) -> Tensor:
+def drawn(
+    denoiser: Denoiser,
+    clean: Tensor,
+    text: TextKV,
+    control: Tensor,
+    config: ModelConfig,
+    generator: torch.Generator,
+) -> Tensor:
     """Clips as the model draws them: its answer to the true ones at a level between half and pure noise."""
     low, chunks = DRAWN_LOWEST, clean.shape[1] // config.chunk
     sigmas = (low + (1 - low) * torch.rand(len(clean), 1, generator=generator)).expand(-1, chunks).to(clean.device)
     noisy = mix(clean, torch.randn(clean.shape, generator=generator).to(clean.device), per_frame(sigmas, config))
-    out = teacher_forced(denoiser.student, clean, noisy, sigmas, text, config).float()
+    out = teacher_forced(denoiser.student, clean, noisy, sigmas, text, config, control).float()
     return clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
 
 
 def imperfect_past(
-    denoiser: Denoiser, clean: Tensor, text: TextKV, config: ModelConfig, generator: torch.Generator
+    denoiser: Denoiser,
+    clean: Tensor,
+    text: TextKV,
+    control: Tensor,
+    config: ModelConfig,
+    generator: torch.Generator,
 ) -> Tensor:
     """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest."""
     past = noised_past(clean, generator)
     if clean.shape[1] > config.chunk:  # an opening has no past
         others = [tuple(part.unflatten(0, (len(clean), -1))[::2].flatten(0, 1) for part in pair) for pair in text]
-        past[::2] = drawn(denoiser, clean[::2], others, config, generator)
+        past[::2] = drawn(denoiser, clean[::2], others, control[::2], config, generator)
     return past
 
 
@@ -95,6 +111,13 @@ def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator)
     """Whole clips lose their caption, for guidance."""
     keep = torch.rand(len(prompts) // per_clip, generator=generator) >= NO_CAPTION_SHARE
     return [prompt if keep[index // per_clip] else "" for index, prompt in enumerate(prompts)]
+
+
+def drop_structure(control: Tensor, sigmas_BK: Tensor, config: ModelConfig, generator: torch.Generator) -> Tensor:
+    """Every other chunk does without its structure, if its noise is light enough to see where things are: a camera's
+    picture may come without."""
+    keep = (torch.rand(sigmas_BK.shape, generator=generator) < 0.5).to(sigmas_BK.device)
+    return control * per_frame((keep | (sigmas_BK > OUTLINES_SEEN)).float(), config)
 
 
 def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
@@ -135,15 +158,16 @@ def train_teacher(
         generator = torch.Generator().manual_seed(step)
         alone = step % 3 == 0
         data, count = (openings, settings.openings) if alone else (clips, settings.clips)
-        clean, prompts, known = data.batch(step, count)
+        clean, prompts, known, control = data.batch(step, count)
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
-        clean, noise = clean.to(device), torch.randn(clean.shape, generator=generator).to(device)
+        clean, control = clean.to(device), drop_structure(control.to(device), sigmas, config, generator)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
         tokens = teacher.text.tokenize(drop_captions(prompts, data.chunks, generator)).to(device)
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             noisy = mix(clean, noise, per_frame(sigmas, config))
-            past = imperfect_past(teacher, clean, text, config, generator)
-            out = teacher_forced(teacher.student, past, noisy, sigmas, text, config).float()
+            past = imperfect_past(teacher, clean, text, control, config, generator)
+            out = teacher_forced(teacher.student, past, noisy, sigmas, text, config, control).float()
         # The error of the flow; near the clean end a clean prediction's would count without bound.
         made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)

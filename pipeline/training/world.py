@@ -1,11 +1,13 @@
 """The procedural world that the pocket student learns from: one or two movers before a still backdrop.
 
 A Scene is plain words plus a layout seed; a picture of it at any time is a pure function of both, in closed form.
-At time 0 the mover is near the middle, whatever it does next: an opening that a few-step model need not guess.
+A scene on the grid starts in the middle and comes back to the same places: every path repeats after a whole number of
+half seconds, the time of a chunk, so what a small model has to know of a mover is a short list of poses, and a stream
+that goes on for hours stays in it. A free scene starts anywhere, at any size and pace: what a camera sees.
 What a scene is called is the business of `captions`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ from pipeline.training.shapes import PALETTE, STYLES, SUBJECTS, sprite
 COLOURS = tuple(PALETTE)
 MOTIONS = ("moves left", "moves right", "bounces", "circles", "sways", "stands still")
 SPEEDS = ("slowly", "", "quickly")
-_PACE = {"slowly": 36.0, "": 72.0, "quickly": 120.0}  # pixels a second in a picture 192 high
+_PACE = {"slowly": 32.0, "": 64.0, "quickly": 128.0}  # pixels a second in a picture 192 high
 _TRAVELS = ("moves left", "moves right")  # these leave at one edge and come in at the other
 _SECOND_SHARE = 0.2
 _SECOND_SIZE = 0.72
@@ -38,9 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Scene:
-    """Attributes by name. All numbers (start, phase, size, decoration) follow from layout_seed alone.
+    """Attributes by name. All numbers (start, phase, size, pace, decoration) follow from `free` and layout_seed.
 
     second: colour and subject of a smaller mover that makes the same motion elsewhere, or None.
+    free: off the grid.
     """
 
     subject: str
@@ -51,6 +54,7 @@ class Scene:
     style: str
     second: tuple[str, str] | None
     layout_seed: int
+    free: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class _Layout:
     y: float  # home, as a share of the height
     phase: float
     radius: float  # as a share of the height
+    haste: float = 1.0  # times the speed's pace
 
 
 @dataclass(frozen=True)
@@ -86,51 +91,54 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def _layout(scene: Scene) -> _Layout:
-    draws = np.random.Generator(np.random.Philox(np.random.SeedSequence((scene.layout_seed, 1)))).random(4)
+    if not scene.free:
+        return _Layout(x=0.5, y=0.5, phase=0.0, radius=0.23)
+    draws = np.random.Generator(np.random.Philox(np.random.SeedSequence((scene.layout_seed, 1)))).random(5)
     return _Layout(
-        x=0.46 + 0.08 * draws[0],
-        y=0.49 + 0.04 * draws[1],
-        phase=0.06 * float(draws[2]) - 0.03,
-        radius=0.21 + 0.03 * draws[3],
+        x=0.2 + 0.6 * draws[0],
+        y=0.4 + 0.2 * draws[1],
+        phase=float(draws[2]),
+        radius=0.16 + 0.12 * draws[3],
+        haste=0.6 + 0.9 * float(draws[4]),
     )
 
 
 def _pose(scene: Scene, home: _Layout, times_s: ArrayLike, width: int, height: int) -> _Pose:
     t = np.asarray(times_s, float)
     unit = height / 192
-    pace = _PACE[scene.speed] * unit
+    pace = _PACE[scene.speed] * home.haste * unit
     x, y = np.full(t.shape, home.x * width), np.full(t.shape, home.y * height)
     tilt, stretch = np.zeros(t.shape), np.ones(t.shape)
     turn = 2 * np.pi * home.phase
     if scene.motion in _TRAVELS:
         direction = -1 if scene.motion == "moves left" else 1
         x = np.mod((home.phase + home.x) * width + direction * pace * t, width)
-        step = 2 * np.pi * t * pace / (90 * unit) + turn
+        step = 2 * np.pi * t * pace / (64 * unit) + turn
         y = y - 4 * unit * np.sin(step)
         tilt = 0.09 * np.sin(step + 0.8)
     elif scene.motion == "bounces":
         rise = 62 * unit
-        beat = np.mod(t * pace / (2 * rise) + home.phase, 1.0)
+        beat = np.mod(t * pace / (128 * unit) + 0.25 + home.phase, 1.0)
         hop = 4 * beat * (1 - beat)
-        y = 0.66 * height - rise * hop
+        y = y + 0.16 * height - rise * hop
         stretch = 1.06 - 0.2 * np.exp(-hop * 9)
     elif scene.motion == "circles":
-        angle = t * pace / (50 * unit) + turn
-        x, y = x + 64 * unit * np.cos(angle), 0.5 * height + 36 * unit * np.sin(angle)
+        angle = 2 * np.pi * t * pace / (256 * unit) + turn
+        x, y = x + 64 * unit * np.cos(angle), y + 36 * unit * np.sin(angle)
     elif scene.motion == "sways":
         reach = 40 * unit
-        swing = np.sin(2 * np.pi * t * pace / (4 * reach) + turn)
+        swing = np.sin(2 * np.pi * t * pace / (192 * unit) + turn)
         x, tilt = x + reach * swing, 0.24 * swing
     return _Pose(x, y, tilt, stretch)
 
 
 def _companion(scene: Scene, home: _Layout) -> _Layout:
     """Where the second mover lives: the same motion, apart in space and in phase, and nearer to the horizon."""
-    radius = home.radius * _SECOND_SIZE
+    other = replace(home, radius=home.radius * _SECOND_SIZE)
     if scene.motion == "circles" or scene.motion in _TRAVELS:
-        return _Layout(home.x, home.y, home.phase + 0.5, radius)
-    lag = 0.2 if scene.motion == "bounces" else 0.0
-    return _Layout(home.x + (0.34 if home.x < 0.5 else -0.34), home.y, home.phase + lag, radius)
+        return replace(other, phase=home.phase + 0.5)
+    lag = 0.25 if scene.motion == "bounces" else 0.0
+    return replace(other, x=home.x + (-0.3 if home.x > 0.5 else 0.3), phase=home.phase + lag)
 
 
 def track(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.codec import PocketCodec
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, StudentConfig, TextConfig
 from pipeline.engine import Engine
+from pipeline.structure import CHANNELS
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 
@@ -34,12 +35,13 @@ def config() -> ModelConfig:
         student=StudentConfig(
             num_attention_heads=2,
             attention_head_dim=12,
-            in_channels=4,
+            in_channels=4 + CHANNELS,
             out_channels=4,
             text_dim=16,
             freq_dim=32,
             ffn_dim=48,
             num_layers=2,
+            control_channels=CHANNELS,
         ),
         codec=CodecConfig(latent_channels=4, frames=4, widths=(8, 12, 16)),
         text=TextConfig(length=6, layers=1, heads=2, words=("ball", "blue", "red")),

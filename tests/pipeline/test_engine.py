@@ -152,6 +152,31 @@ def test_a_weaker_strength_stays_nearer_to_the_source(engine: Engine, config: Mo
     assert away == sorted(away)
 
 
+def test_structure_keeps_to_the_outlines_of_the_source_in_every_pass(engine: Engine, config: ModelConfig) -> None:
+    """At strength 1 nothing of the source comes in but its structure."""
+    frames = camera(config)
+    free, half, whole = (
+        engine.step(engine.open(7), replace(RED, strength=1.0, structure=at), frames) for at in (0.0, 0.5, 1.0)
+    )
+    assert not np.array_equal(free.latents_TCHW, half.latents_TCHW)
+    assert not np.array_equal(half.latents_TCHW, whole.latents_TCHW)
+    assert same([free], [engine.step(engine.open(7), RED, None)])
+    assert same([free], [engine.step(engine.open(7), replace(RED, structure=1.0), None)])
+    brighter = np.minimum(frames.astype(int) + 3, 255).astype(np.uint8)
+    other = engine.step(engine.open(7), replace(RED, strength=1.0, structure=1.0), brighter)
+    np.testing.assert_allclose(other.latents_TCHW, whole.latents_TCHW, atol=0.05)
+
+
+def test_a_model_that_knows_no_structure_draws_without_it(
+    config: ModelConfig, codec: PocketCodec, text: TextEncoder
+) -> None:
+    bare = replace(config, student=replace(config.student, in_channels=4, control_channels=0))
+    torch.manual_seed(0)
+    engine = Engine(bare, codec, text, Student(bare.student).eval().requires_grad_(False))
+    with_it, without = (engine.step(engine.open(7), replace(RED, structure=at), camera(config)) for at in (1.0, 0.0))
+    assert same([with_it], [without])
+
+
 def test_the_source_may_come_and_go(engine: Engine, config: ModelConfig) -> None:
     state = engine.open(7)
     sources = (None, camera(config), None, camera(config, 1))
@@ -184,6 +209,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("strength_invalid", {"strength": 1.01}),
     ("strength_invalid", {"strength": float("nan")}),
     ("strength_invalid", {"strength": "0.5"}),
+    ("structure_invalid", {"structure": -0.01}),
+    ("structure_invalid", {"structure": float("nan")}),
+    ("structure_invalid", {"structure": "0.5"}),
 ]
 
 

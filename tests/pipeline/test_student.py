@@ -12,8 +12,24 @@ from torch import Tensor
 
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
+from pipeline.structure import CHANNELS
 from pipeline.student import CachedAttention, Student, attention, positions, rotate
 from pipeline.training.forcing import teacher_forced
+from tests.pipeline.conftest import stir
+
+
+@pytest.fixture(scope="module")
+def config(config: ModelConfig) -> ModelConfig:
+    """Without structure: what the stock model takes is the latents alone."""
+    return replace(config, student=replace(config.student, in_channels=4, control_channels=0))
+
+
+@pytest.fixture(scope="module")
+def student(config: ModelConfig) -> Student:
+    torch.manual_seed(0)
+    made = Student(config.student).eval().requires_grad_(False)
+    stir(made, 0.2)
+    return made
 
 
 def draw(config: ModelConfig, frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -198,16 +214,17 @@ def test_a_wrapped_ring_equals_a_fresh_cache_of_the_remembered_frames(student: S
     torch.testing.assert_close(flows[0], flows[1], atol=1e-6, rtol=1e-6)
 
 
-def test_position_channels_are_extra_input_of_the_stock_model(config: ModelConfig) -> None:
-    shape = replace(config.student, in_channels=4 + 8, position_channels=8)
+def test_position_and_control_channels_are_extra_input_of_the_stock_model(config: ModelConfig) -> None:
+    shape = replace(config.student, in_channels=4 + 8 + CHANNELS, position_channels=8, control_channels=CHANNELS)
     torch.manual_seed(1)
     placed = Student(shape).eval().requires_grad_(False)
     latents, text = draw(config, 2)
     where = positions(8, *config.latent_size).expand(1, 2, -1, -1, -1)
-    full = torch.cat((latents, where), 2).transpose(1, 2)
+    control = torch.rand(1, 2, CHANNELS, *config.latent_size)
+    full = torch.cat((latents, where, control), 2).transpose(1, 2)
     stock = placed.model(full, torch.tensor([500.0]), text, return_dict=False)[0].transpose(1, 2)
     attend = CachedAttention(empty_cache(config), placed, config.grid, 2)
-    ours = placed(latents, torch.tensor([[500.0]]), placed.text_kv(text), attend)
+    ours = placed(latents, torch.tensor([[500.0]]), placed.text_kv(text), attend, control)
     torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.codec import PocketCodec, pixels_to_frames
 from pipeline.config import ModelConfig
+from pipeline.structure import CHANNELS
 from pipeline.training import autoencoder
 from pipeline.training.autoencoder import (
     CROP_HEIGHT,
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:De
 @pytest.fixture(scope="module")
 def wide(config: ModelConfig) -> ModelConfig:
     """Large enough to crop from."""
-    student = replace(config.student, in_channels=8, out_channels=8)
+    student = replace(config.student, in_channels=8 + CHANNELS, out_channels=8)
     return replace(config, width=192, height=128, student=student, codec=replace(config.codec, latent_channels=8))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.codec import PocketCodec, pixels_to_frames
 from pipeline.config import ModelConfig
+from pipeline.structure import CHANNELS
 from pipeline.training.autoencoder import item_rng
 from pipeline.training.captions import WORDS, split
 from pipeline.training.clips import CHUNKS, Clips, Plans, clip_plan, encode_clips, foreseeable, scene_from
@@ -123,7 +124,7 @@ def test_encoding_goes_on_where_it_was_stopped_with_the_same_bytes(
     rest = StoppingCodec(codec, 3 - times)
     encode_clips(config, rest, tmp_path, count=10, seed=11)  # type: ignore[arg-type]
     assert rest.times == 0
-    for name in ("latents.npy", "plans.jsonl"):
+    for name in ("latents.npy", "structure.npy", "plans.jsonl"):
         assert (tmp_path / name).read_bytes() == (encoded / name).read_bytes()
 
 
@@ -134,9 +135,11 @@ def test_a_finished_folder_is_left_as_it_is(encoded: Path, config: ModelConfig, 
 
 
 def test_a_batch_repeats_with_its_step_and_has_a_caption_a_chunk(encoded: Path, config: ModelConfig) -> None:
-    latents, prompts, known = Clips(encoded, config, seed=1).batch(5, 6)
-    again, prompts_again, _ = Clips(encoded, config, seed=1).batch(5, 6)
+    latents, prompts, known, control = Clips(encoded, config, seed=1).batch(5, 6)
+    again, prompts_again, _, control_again = Clips(encoded, config, seed=1).batch(5, 6)
     assert torch.equal(latents, again)
+    assert torch.equal(control, control_again)
+    assert control.shape == (*latents.shape[:2], CHANNELS, *latents.shape[3:])
     assert prompts == prompts_again
     assert latents.shape == (6, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
     assert latents.dtype == torch.float32
@@ -144,6 +147,18 @@ def test_a_batch_repeats_with_its_step_and_has_a_caption_a_chunk(encoded: Path, 
     assert known.shape == (6, CHUNKS)
     assert set(known.unique().tolist()) <= {0.0, 1.0}
     assert all(set(split(prompt)) <= set(WORDS) for prompt in prompts)
+
+
+def test_free_scenes_come_with_their_structure_and_the_others_with_none(encoded: Path, config: ModelConfig) -> None:
+    clips = Clips(encoded, config, seed=1)
+    assert 0 < clips.free.sum() < len(clips.free)
+    for step in range(4):
+        latents, _, _, control = clips.batch(step, 8)
+        for clip, edges in zip(latents, control, strict=True):
+            index = int(np.flatnonzero((clips.latents == clip.numpy().astype(np.float16)).all((1, 2, 3, 4)))[0])
+            assert clips.structure[index].any()
+            told = clips.structure[index] if clips.free[index] else np.zeros_like(clips.structure[index])
+            assert np.array_equal(edges.mul(255).round().numpy(), told)
 
 
 def test_other_steps_and_seeds_give_other_batches(encoded: Path, config: ModelConfig) -> None:
@@ -156,7 +171,7 @@ def test_each_chunk_is_captioned_by_its_own_scene_and_a_lasting_scene_keeps_its_
 ) -> None:
     clips = Clips(encoded, config, seed=1)
     for step in range(5):
-        latents, prompts, _ = clips.batch(step, 8)
+        latents, prompts, *_ = clips.batch(step, 8)
         for clip, chunks in zip(latents, np.array(prompts).reshape(8, CHUNKS).tolist(), strict=True):
             matches = np.flatnonzero((clips.latents == clip.numpy().astype(np.float16)).all((1, 2, 3, 4)))
             scenes = clips.scenes[int(matches[0])]

@@ -17,7 +17,15 @@ from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Loss, Trainer
 from pipeline.training.settings import StudentSettings, TeacherSettings
 from pipeline.training.student import guided_end, walk
-from pipeline.training.teacher import Denoiser, drop_captions, imperfect_past, noise_levels, noised_past, per_frame
+from pipeline.training.teacher import (
+    Denoiser,
+    drop_captions,
+    drop_structure,
+    imperfect_past,
+    noise_levels,
+    noised_past,
+    per_frame,
+)
 
 TEACHING = TeacherSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=6, clips=3)
 DISTILLING = StudentSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=3, clips=3)
@@ -131,7 +139,7 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
 
 def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path) -> None:
     made = teacher_stage.train_teacher(config, *data, tmp_path, TEACHING)
-    clean, prompts, _ = data[1].batch(1, 3)
+    clean, prompts, *_ = data[1].batch(1, 3)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     sigmas = torch.full((3, CHUNKS), 0.8)
     text = made.student.text_kv(made.text(made.text.tokenize(prompts)))
@@ -163,8 +171,15 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
     asked: list[tuple[float, Tensor, bool, Tensor]] = []
 
     def exact(
-        student: Student, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV, config: ModelConfig
+        student: Student,
+        past: Tensor,
+        noisy: Tensor,
+        sigmas: Tensor,
+        text: TextKV,
+        config: ModelConfig,
+        control: Tensor,
     ) -> Tensor:
+        assert control.shape[2] == config.student.control_channels
         assert (sigmas == sigmas[0, 0]).all()
         asked.append((sigmas[0, 0].item(), noisy, torch.is_grad_enabled(), text[0][0]))
         flow = (noisy - clean) / per_frame(sigmas, config)
@@ -198,12 +213,14 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
 def test_guidance_goes_beyond_what_the_words_say(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named says 1, bare says 0: the guided end is the guidance itself."""
 
-    def said(denoiser: object, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, config: object) -> Tensor:
+    def said(
+        denoiser: object, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, control: object, config: object
+    ) -> Tensor:
         return torch.ones_like(noisy) if text else torch.zeros_like(noisy)
 
     monkeypatch.setattr(student_stage, "clean_said", said)
     start = torch.randn(1, 2, 4, 4, 6)
-    end = guided_end(None, start, start, 1.0, [(start, start)], [], config, 2.5)  # type: ignore[arg-type]
+    end = guided_end(None, start, start, 1.0, [(start, start)], [], start, config, 2.5)  # type: ignore[arg-type]
     torch.testing.assert_close(end, torch.full_like(start, 2.5))
 
 
@@ -243,14 +260,38 @@ def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:
 def test_every_other_past_is_drawn_by_the_model_and_an_opening_has_none(
     config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser
 ) -> None:
-    clean, prompts, _ = data[1].batch(0, 5)
+    clean, prompts, _, control = data[1].batch(0, 5)
     text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
-    past = imperfect_past(knowing, clean, text, config, torch.Generator().manual_seed(3))
+    past = imperfect_past(knowing, clean, text, control, config, torch.Generator().manual_seed(3))
     noised = noised_past(clean, torch.Generator().manual_seed(3))
     assert torch.equal(past[1::2], noised[1::2])
     assert ((past - clean)[::2].square().mean((1, 2, 3, 4)) > 0.01).all()
-    opening = imperfect_past(knowing, clean[:, : config.chunk], text, config, torch.Generator().manual_seed(3))
+    alone = (clean[:, : config.chunk], text, control[:, : config.chunk])
+    opening = imperfect_past(knowing, *alone, config, torch.Generator().manual_seed(3))
     assert torch.equal(opening, noised_past(clean[:, : config.chunk], torch.Generator().manual_seed(3)))
+
+
+def test_structure_is_dropped_half_of_the_time_and_only_where_the_noise_lets_outlines_through(
+    config: ModelConfig,
+) -> None:
+    sigmas = torch.tensor([[0.7], [0.8], [1.0]]).repeat(100, 1)
+    control = torch.ones(300, config.chunk, 16, 2, 2)
+    kept = drop_structure(control, sigmas, config, torch.Generator().manual_seed(0)).mean((1, 2, 3, 4)).view(100, 3)
+    assert set(kept[:, 0].tolist()) == {0.0, 1.0}
+    assert 30 < kept[:, 0].sum() < 70
+    assert (kept[:, 1:] == 1).all()
+
+
+def test_a_model_that_is_told_no_structure_begins_as_one_that_knows_none(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    denoiser = Denoiser(config).student
+    latents = torch.randn(1, config.chunk, config.codec.latent_channels, *config.latent_size)
+    control = torch.rand(1, config.chunk, 16, *config.latent_size)
+    assert torch.equal(denoiser.embed(latents, control), denoiser.embed(latents))
+    with torch.no_grad():
+        denoiser.model.patch_embedding.weight.add_(0.1)
+    assert not torch.equal(denoiser.embed(latents, control), denoiser.embed(latents))
+    assert torch.equal(denoiser.embed(latents, 0 * control), denoiser.embed(latents))
 
 
 def test_a_clip_loses_all_of_its_captions_or_none() -> None:

@@ -90,8 +90,8 @@ def test_speed_is_in_pixels_a_second_and_velocity_has_a_sign() -> None:
     trembling = true + np.random.default_rng(3).normal(0, 1, (8, 2)) / SIZE
     paths = [true, slow, back, frozen, trembling]
     motion = measure_motion(paths, [scene] * 5, [TIMES_S] * 5)
-    assert motion.speed[:4] == pytest.approx([120, 36, 120, 0], rel=0.05)
-    assert motion.error[:4] == pytest.approx([0, 0.7, 2, 1], abs=1e-6)
+    assert motion.speed[:4] == pytest.approx([128, 32, 128, 0], rel=0.05)
+    assert motion.error[:4] == pytest.approx([0, 0.75, 2, 1], abs=1e-6)
     assert motion.error[4] < 0.05
     assert motion.still_share == 0.2
 

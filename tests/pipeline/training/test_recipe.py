@@ -12,6 +12,8 @@ from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
+from pipeline.structure import CHANNELS
+from pipeline.student import Student
 from pipeline.training.captions import WORDS
 from pipeline.training.recipe import begin, run
 from pipeline.training.settings import (
@@ -22,7 +24,7 @@ from pipeline.training.settings import (
     TeacherSettings,
     TrainSettings,
 )
-from pipeline.weights import load_parts
+from pipeline.weights import export, load_parts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
@@ -41,7 +43,7 @@ def no_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def settings(config: ModelConfig) -> TrainSettings:
-    student = replace(config.student, in_channels=8, out_channels=8)
+    student = replace(config.student, in_channels=8 + CHANNELS, out_channels=8)
     model = replace(
         config,
         width=192,
@@ -106,6 +108,22 @@ def test_a_model_with_other_words_gives_all_but_its_text_encoder(trained: Path, 
     codec, weights = begin(str(trained / "export"), replace(settings.model, text=words))
     assert codec is not None and weights is not None
     assert {name.split(".")[0] for name in weights} == {"student"}
+
+
+def test_a_model_that_knows_no_structure_gets_the_channels_for_it(trained: Path, settings: TrainSettings) -> None:
+    model, size = settings.model, settings.model.student
+    bare = replace(model, student=replace(size, in_channels=size.in_channels - CHANNELS, control_channels=0))
+    torch.manual_seed(5)
+    student = Student(bare.student)
+    _, codec, text, _ = load_parts(trained / "export")
+    export(trained / "bare", bare, codec, text, student)
+    weights = begin(str(trained / "bare"), model)[1]
+    assert weights is not None
+    grown = Student(size)
+    grown.load_state_dict({name.removeprefix("student."): v for name, v in weights.items() if "student." in name})
+    latents = torch.randn(1, model.chunk, model.codec.latent_channels, *model.latent_size)
+    control = torch.rand(1, model.chunk, CHANNELS, *model.latent_size)
+    torch.testing.assert_close(grown.embed(latents, control), student.embed(latents), atol=2e-3, rtol=0)
 
 
 def test_a_model_of_other_sizes_cannot_be_begun_with(trained: Path, settings: TrainSettings) -> None:

@@ -50,7 +50,8 @@ def test_another_colour_or_place_keeps_the_position() -> None:
     times = np.arange(20) / 16
     other = replace(SCENE, colour="blue", subject="fish", place="theatre", style="neon")
     assert np.array_equal(track(SCENE, times), track(other, times))
-    assert not np.array_equal(track(SCENE, times), track(replace(SCENE, layout_seed=12), times))
+    free = replace(SCENE, free=True)
+    assert not np.array_equal(track(free, times), track(replace(free, layout_seed=12), times))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -75,10 +76,25 @@ def test_stands_still_stands_still() -> None:
 def test_left_is_left_right_is_right_and_speed_is_speed() -> None:
     times = np.arange(10) / 16
     for motion, sign in (("moves left", -1), ("moves right", 1)):
-        for speed, pace in (("slowly", 36), ("", 72), ("quickly", 120)):
+        for speed, pace in (("slowly", 32), ("", 64), ("quickly", 128)):
             x = track(replace(SCENE, motion=motion, speed=speed), times)[:, 0]
             steps = (np.diff(x) + 160) % 320 - 160
             assert np.allclose(steps * 16, sign * pace)
+
+
+def test_a_scene_on_the_grid_comes_back_to_the_same_poses_at_the_borders_of_chunks() -> None:
+    for motion in MOTIONS:
+        for speed in SPEEDS:
+            scene = replace(SCENE, motion=motion, speed=speed)
+            lap = next(n for n in range(1, 41) if np.allclose(track(scene, [0.5 * n]), track(scene, [0.0])))
+            assert np.array_equal(render(scene, [0.3]), render(scene, [0.3 + 0.5 * lap * 240]))
+
+
+def test_a_free_scene_starts_anywhere_at_any_size() -> None:
+    starts = np.array([track(replace(SCENE, free=True, layout_seed=seed), [0.0])[0] for seed in range(60)])
+    assert np.ptp(starts[:, 0]) > 150
+    assert np.ptp(starts[:, 1]) > 30
+    assert np.array_equal(track(replace(SCENE, layout_seed=3), [0.0]), track(SCENE, [0.0]))
 
 
 def test_every_scene_opens_with_its_mover_near_the_middle() -> None:
