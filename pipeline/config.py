@@ -9,8 +9,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import PipelineError
-from pipeline.structure import CHANNELS
 
+STRUCTURE_PARTS = 4  # a latent cell's structure: its edges in so many parts each way
+STRUCTURE_CHANNELS = STRUCTURE_PARTS**2
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -111,8 +112,8 @@ class ModelConfig:
             raise ValueError(
                 f"latents, positions and control have {channels} channels, the student {student.in_channels}"
             )
-        if student.control_channels not in (0, CHANNELS):
-            raise ValueError(f"structure has {CHANNELS} channels, control_channels is {student.control_channels}")
+        if student.control_channels not in (0, STRUCTURE_CHANNELS):
+            raise ValueError(f"control_channels is {student.control_channels}; structure has {STRUCTURE_CHANNELS}")
 
     @property
     def frames_per_chunk(self) -> int:
