@@ -10,7 +10,6 @@ from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
 from pipeline.models import BASES, Family
 
-GB = 10**9
 PROMPT_PLACES = 512
 """Of Wan's text encoder; every prompt is padded to it."""
 
@@ -48,21 +47,23 @@ class Plan:
         """With the text encoder and the codec in the machine's memory instead."""
         return self.student + self.past + self.work
 
-    def choose(self, free: int, host_free: int) -> str:
-        """`whole` or `lean`: what fits. free: of the device; host_free: of the machine, which the rest would go to.
+    def choose(self, free: int, host_free: int | None) -> str:
+        """`whole` or `lean`: what fits. free: of the device; host_free: of the machine, unless that is the device.
 
         Raises PipelineError (`memory_short`).
         """
         if self.whole <= free:
             return "whole"
-        if self.lean <= free and self.beside <= host_free:
+        if host_free is not None and self.lean <= free and self.beside <= host_free:
             return "lean"
+        wants, has = f"{self.title} wants {amount(self.whole)}", f"{amount(free)} are free"
+        if host_free is not None:
+            wants += f", or {amount(self.lean)} with the {amount(self.beside)} of text encoder and codec in the machine"
+            has += f" on the device and {amount(host_free)} in the machine"
         raise PipelineError(
             "memory_short",
-            f"{self.title} wants {gigabytes(self.whole)}, or {gigabytes(self.lean)} with {gigabytes(self.beside)} of "
-            f"text encoder and codec in the machine's memory; {gigabytes(free)} are free on the device and "
-            f"{gigabytes(host_free)} in the machine.",
-            "Choose a smaller model or a smaller picture, or end what else uses the device.",
+            f"{wants}; {has}.",
+            "Choose a smaller model or a smaller picture, or end what else is running.",
         )
 
 
@@ -96,5 +97,6 @@ def plan(row: Family, width: int, height: int, number_bytes: int = 2) -> Plan:
     )
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / GB:.1f} GB"
+def amount(count: int) -> str:
+    """Bytes, as people say them."""
+    return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"

@@ -6,7 +6,7 @@ student that is not here names its folder instead. Knows no network, no disk and
 """
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from pipeline.config import CacheConfig, SamplerConfig, StudentConfig
@@ -122,7 +122,7 @@ class Family:
 
     def wants(self, path: str) -> bool:
         """Whether a file of the repo is one of ours."""
-        return any(PurePosixPath(path).match(pattern) for pattern in self.files)
+        return any(fnmatchcase(path, pattern) for pattern in self.files)
 
 
 _CAUSAL_FORCING = "https://github.com/thu-ml/Causal-Forcing"
@@ -234,6 +234,7 @@ FAMILIES = (
         attends=12,
         sink=3,
         remark="The base alone is only where its training began. A new prompt wants the window written again.",
+        unverified=("licence",),
     ),
     Family(
         name="reward-forcing",

@@ -40,7 +40,7 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command() -> None:
     text = _run("--help").stdout
 
-    assert all(command in text for command in ("serve", "generate", "bench", "train", "eval", "doctor"))
+    assert all(command in text for command in ("serve", "generate", "bench", "train", "eval", "models", "doctor"))
 
 
 @pytest.mark.parametrize(

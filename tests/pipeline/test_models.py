@@ -1,5 +1,7 @@
 """Every row of the table can be run by what we have, and says where it was read."""
 
+import re
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
@@ -82,3 +84,17 @@ def test_a_name_that_is_not_in_the_table_is_answered_with_those_that_are() -> No
         family("sora")
     assert refused.value.code == "model_unknown"
     assert "self-forcing" in refused.value.remedy
+
+
+def test_the_page_of_models_has_the_rows_as_the_table_has_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    told = [line for line in page.splitlines() if re.match(r"\| `[\w-]+` \|", line) and line.count("|") == 9]
+    known = []
+    for row in FAMILIES:
+        first = f", first chunk {len(row.first_steps)}" if row.first_steps else ""
+        steps = "any" if row.any_steps else f"{len(row.steps)}{first}"
+        use = {True: "yes", False: "no", None: "not stated"}[row.commercial]
+        past, unread = f"{row.sink} + {row.window}", ", ".join(row.unverified)
+        cells = (f"`{row.name}`", row.repo or "embedded", steps, str(row.chunk), past, row.licence, use, unread)
+        known.append("| " + " | ".join(cells) + " |")
+    assert [line.replace("|  |", "| |") for line in known] == told
