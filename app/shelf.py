@@ -234,11 +234,17 @@ def _size(folder: Path) -> int:
 def reckon(row: Family, width: int, height: int, device: str) -> tuple[Plan, int, int | None]:
     """What a stream of a family would want, and how much is free: on the device, and in the machine if it has its own.
 
-    Raises PipelineError (`size_invalid`).
+    Raises PipelineError (`size_invalid`), AppError (`device_unusable`).
     """
     host_free = psutil.virtual_memory().available
     if device == "cpu":
         return plan(row, width, height, number_bytes=4), host_free, None
     import torch
 
-    return plan(row, width, height), torch.cuda.mem_get_info(device)[0], host_free
+    try:
+        free = torch.cuda.mem_get_info(device)[0]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise AppError(
+            "device_unusable", f"This machine cannot compute on {device!r}.", "Choose cpu, or run the doctor."
+        ) from error
+    return plan(row, width, height), free, host_free

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from pipeline.config import CacheConfig, SamplerConfig, StudentConfig
+from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig
 from pipeline.errors import PipelineError
 
 
@@ -114,6 +114,21 @@ class Family:
     @property
     def shape(self) -> StudentConfig:
         return BASES[self.base].shape
+
+    def config(self, width: int, height: int) -> ModelConfig:
+        """What the engine would run it with. Raises ValueError for a size that does not divide into tokens."""
+        base = BASES[self.base]
+        codec = CodecConfig(latent_channels=base.channels, spatial_stride=base.stride)
+        return ModelConfig(
+            name=self.name,
+            width=width,
+            height=height,
+            chunk=self.chunk,
+            student=base.shape,
+            codec=codec,
+            sampler=self.sampler,
+            cache=self.cache,
+        )
 
     @property
     def needs_consent(self) -> bool:
@@ -281,7 +296,7 @@ FAMILIES = (
         sink=3,
         clean_pass=False,
         remark="Draws over a video: its first step is not pure noise.",
-        unverified=("licence", "weights"),
+        unverified=("licence",),
     ),
     Family(
         name="streamdiffusion-v2-14b",

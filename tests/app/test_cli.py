@@ -55,6 +55,7 @@ def test_help_names_every_command() -> None:
         (("generate",), {}, "setting_invalid"),
         (("dream",), {}, "setting_invalid"),
         (("doctor", "--port", "99999"), {}, "setting_invalid"),
+        (("models", "pull", "longlive"), {}, "licence_not_accepted"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(words: tuple[str, ...], environment: dict[str, str], code: str) -> None:

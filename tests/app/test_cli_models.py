@@ -109,6 +109,7 @@ def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> N
     assert code("pull", "sora") == "model_unknown"
     assert code("info", "longlive", "--size", "big") == "setting_invalid"
     assert code("info", "longlive", "--size", "830x480") == "size_invalid"
+    assert code("info", "longlive", "--device", "cuda:99") == "device_unusable"
     assert code("convert", "anyflow-far") == "model_not_convertible"
 
 

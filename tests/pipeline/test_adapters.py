@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.adapters import Worn, merged, read_adapter
+from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
+from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.student import Student
 from tests.pipeline.published import own_layout, peft_lora
@@ -127,6 +130,28 @@ def test_two_can_be_worn_and_one_exchanged_for_another(
     torch.testing.assert_close(forward(student, config), expected, atol=1e-4, rtol=1e-4)
     second.take_off()
     assert torch.equal(forward(student, config), bare)
+
+
+def test_a_stream_takes_a_change_up_with_its_next_chunk(
+    thin: dict[str, Tensor], engine: Engine, config: ModelConfig, tmp_path: Path
+) -> None:
+    save_file(thin, tmp_path / "lora.safetensors")
+    adapter = read_adapter(tmp_path / "lora.safetensors", config.student)
+
+    def stream(worn_at: int | None) -> list[np.ndarray]:
+        state, worn, chunks = engine.open(7), None, []
+        for chunk in range(3):
+            if chunk == worn_at:
+                worn = Worn(engine.student, adapter, 3.0)
+            chunks.append(engine.step(state, Controls("red ball")).latents_TCHW)
+        if worn is not None:
+            worn.take_off()
+        return chunks
+
+    plain, changed = stream(None), stream(1)
+    assert np.array_equal(plain[0], changed[0])
+    assert abs(plain[1] - changed[1]).max() > 1e-3
+    assert all(map(np.array_equal, stream(None), plain))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from pipeline.config import ModelConfig, StudentConfig
 from pipeline.convert import RECORD, convert, recorded, verify
 from pipeline.errors import PipelineError
 from pipeline.fit import blank, fit, recognise
-from pipeline.models import FAMILIES, WAN_LARGE, WAN_SMALL, Family, family
-from pipeline.student import Student
+from pipeline.kv_cache import KVCache
+from pipeline.models import BASES, FAMILIES, WAN_LARGE, WAN_SMALL, Family, family
+from pipeline.sampler import denoise, draw_noise, levels
+from pipeline.student import CachedAttention, Student
 from pipeline.weights import digest, load_transformer
 from tests.pipeline.published import own_layout, peft_lora, publish
 
@@ -64,6 +67,36 @@ def test_a_familys_own_file_makes_the_pictures_of_its_twin_in_diffusers_layout(
     assert all(torch.equal(value, weights[name]) for name, value in made.model.state_dict().items())
     assert torch.equal(stock(made.model, config), stock(student.model, config))
     verify(tmp_path / "made")
+
+
+@pytest.mark.parametrize("row", WAN, ids=lambda row: row.name)
+def test_a_converted_family_streams_by_its_rows_rules_without_an_end(
+    row: Family, weights: dict[str, Tensor], config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BASES, row.base, replace(BASES[row.base], shape=config.student, channels=4))
+    convert(publish(row, weights, tmp_path), tmp_path / "made", row.shape, entry=row.weights)
+    student, ours = load_transformer(tmp_path / "made", row.shape), row.config(64, 48)
+    cache, size = KVCache.of(ours), (1, ours.chunk, 4, *ours.latent_size)
+    text = student.text_kv(torch.randn(1, 5, row.shape.text_dim, generator=torch.Generator().manual_seed(1)))
+    # A family that draws over a video begins below pure noise, from the video.
+    source = None if ours.sampler.steps[0] == 1000 else torch.zeros(size)
+    seen = set()
+    with torch.inference_mode():
+        for chunk in range(12):
+            attend = CachedAttention(cache, student, ours.grid, ours.chunk)
+
+            def passes(noisy: Tensor, sigma: float, step: int, attend: CachedAttention = attend) -> Tensor:
+                return student(noisy, torch.full((1, 1), 1000 * sigma), text, attend)
+
+            noise = partial(draw_noise, size, 7, chunk)
+            clean = denoise(passes, noise, levels(ours.sampler), source)
+            attend.writing = True
+            student(clean, torch.zeros(1, 1), text, attend)
+            cache.commit(ours.chunk)
+            assert torch.isfinite(clean).all()
+            seen.add(cache.frames + ours.chunk)
+    assert max(seen) == row.attends or row.chunk * 12 < row.attends
+    assert cache.written == 12 * row.chunk
 
 
 def test_diffusers_knows_the_shape_of_what_was_made(
