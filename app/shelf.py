@@ -80,32 +80,29 @@ def pull(
 
 def _fetch(shelf: Shelf, row: Family, repo: str, endpoint: str | None) -> None:
     # Half a second that no other command should wait for.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import DryRunError
+    from huggingface_hub import HfApi, snapshot_download
 
-    patterns = list(row.files)
     try:
-        listed = snapshot_download(repo, cache_dir=shelf.hub, allow_patterns=patterns, endpoint=endpoint, dry_run=True)
-        missing = [pattern for pattern in patterns if not any(fnmatchcase(file.filename, pattern) for file in listed)]
+        listed = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in listed if row.wants(file.rfilename)}
+        missing = [pattern for pattern in row.files if not any(fnmatchcase(name, pattern) for name in sizes)]
         if missing:
             raise AppError(
                 "hub_missing", f"{repo} has no {missing[0]}; it may have been renamed.", f"Look at {row.source}."
             )
-        wanted = sum(file.file_size or 0 for file in listed if file.will_download)
+        wanted = sum(size for name, size in sizes.items() if name not in shelf.pulled(row))
         shelf.hub.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(shelf.hub).free
         if free < wanted:
             raise _disk_full(shelf.hub, f"{amount(wanted)} are to be fetched, {amount(free)} are free")
-        snapshot_download(repo, cache_dir=shelf.hub, allow_patterns=patterns, endpoint=endpoint)
+        snapshot_download(repo, cache_dir=shelf.hub, allow_patterns=list(row.files), endpoint=endpoint)
     except AppError:
         raise
     except Exception as error:  # there is no end to what a connection that breaks off raises
-        # A dry run says only that it failed; its cause is what happened.
-        happened = error.__cause__ if isinstance(error, DryRunError) and error.__cause__ else error
-        raise _told(happened, shelf, row) from error
+        raise _told(error, shelf, row) from error
 
 
-def _told(error: BaseException, shelf: Shelf, row: Family) -> AppError:
+def _told(error: Exception, shelf: Shelf, row: Family) -> AppError:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):

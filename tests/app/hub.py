@@ -66,7 +66,8 @@ def serving(repos: dict[str, dict[str, bytes]], *, breaks_off: bool = False, gat
                     listed.append(entry)
                 self._say(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
             elif api:
-                told = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+                told = {"id": repo, "sha": COMMIT, "siblings": siblings}
                 self._say(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
             else:
                 self._file("/".join(parts[4:]), files)
