@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from app.cli_models import models, named
 from app.config import Settings
 from app.errors import SPOKEN, AppError
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
@@ -29,10 +30,11 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 app = typer.Typer(name="stillstream", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(models)
 out = Console()
 err = Console(stderr=True)
 
-Model = Annotated[Path | None, typer.Option(help="A model folder; without it, the embedded pocket student.")]
+Model = Annotated[Path | None, typer.Option(help="A model folder, or a name of `models list`; by default pocket.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads for generation; by default chosen by the cores.")]
 
@@ -64,6 +66,7 @@ def serve(
     settings = _settings(
         host=host, port=port, model=model, device=device, threads=threads, workers=workers, log_level=log_level
     )
+    settings = settings.model_copy(update={"model": named(settings.model, settings.device)})
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("aioice").setLevel(logging.WARNING)
     from app.serve import serve as run
@@ -116,7 +119,7 @@ def generate(
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
         unknown_words = run(
-            LoadEngine(model, device, chosen),
+            LoadEngine(named(model, device), device, chosen),
             Controls(prompt, seed, strength, structure),
             seconds,
             out_path,
@@ -234,7 +237,7 @@ def doctor(
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     missing = 0
     table = Table.grid(padding=(0, 2))
-    for finding in examine(model, host, port):
+    for finding in examine(named(model, "cpu"), host, port):
         missing += finding.level == MISSING
         colour = colours[finding.level]
         remedy = f" {finding.remedy}" if finding.remedy else ""

@@ -93,14 +93,30 @@ def _decoder(config: CodecConfig) -> nn.Sequential:
 
 
 @dataclass
-class CodecMemory:
-    """What one stream's codec remembers: pictures that do not fill a latent frame yet, and the last decoded latent."""
+class PicturesPending:
+    """Pictures of a stream that do not fill a latent frame yet."""
 
     pending_TCHW: list[Tensor] = field(default_factory=list)
-    previous_CHW: Tensor | None = None
+
+    def take(self, frames_TCHW: Tensor) -> Tensor:
+        """All that is pending, these pictures last."""
+        return torch.cat([*self.pending_TCHW, frames_TCHW])
+
+    def keep(self, frames_TCHW: Tensor) -> None:
+        self.pending_TCHW[:] = [frames_TCHW] if len(frames_TCHW) else []
 
     def reset(self) -> None:
         self.pending_TCHW.clear()
+
+
+@dataclass
+class CodecMemory(PicturesPending):
+    """What one stream's codec remembers: pending pictures, and the last decoded latent."""
+
+    previous_CHW: Tensor | None = None
+
+    def reset(self) -> None:
+        super().reset()
         self.previous_CHW = None
 
 
@@ -137,10 +153,9 @@ class PocketCodec(nn.Module):
 
     def encode_push(self, memory: CodecMemory, frames_TCHW: Tensor) -> Tensor | None:
         """Take any number of pictures; return the latent frames they complete (T, C, h, w), or None: needs more."""
-        memory.pending_TCHW.append(frames_TCHW)
-        frames = torch.cat(memory.pending_TCHW)
+        frames = memory.take(frames_TCHW)
         whole = len(frames) // self.config.frames * self.config.frames
-        memory.pending_TCHW[:] = [frames[whole:]] if whole < len(frames) else []
+        memory.keep(frames[whole:])
         return self.encode(frames[None, :whole])[0] if whole else None
 
     def decode_push(self, memory: CodecMemory, latents_TCHW: Tensor) -> Tensor:

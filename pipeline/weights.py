@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.fit import blank, difference
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 
@@ -55,7 +57,7 @@ def verify(folder: Path) -> None:
             )
     expected = _recorded(record)
     for path in paths:
-        if _digest(path) != expected.get(path.name):
+        if digest(path) != expected.get(path.name):
             raise PipelineError(
                 "weights_damaged",
                 f"{path} does not match its checksum.",
@@ -74,7 +76,7 @@ def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module,
             key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()
         }
         save_file({key: value.contiguous() for key, value in values.items()}, path)
-        digests[path.name] = _digest(path)
+        digests[path.name] = digest(path)
     (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")
 
 
@@ -107,8 +109,8 @@ def read_transformer_shape(folder: Path) -> dict[str, Any]:
     return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
 
 
-def load_transformer(folder: Path, config: StudentConfig) -> Student:
-    """A student with the weights of a folder in diffusers' layout, in single precision.
+def load_transformer(folder: Path, config: StudentConfig, dtype: torch.dtype = torch.float32) -> Student:
+    """A student with the weights of a folder in diffusers' layout.
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `weights_mismatch`.
     """
@@ -126,11 +128,12 @@ def load_transformer(folder: Path, config: StudentConfig) -> Student:
         raise PipelineError(
             "weights_damaged", f"The weights in {folder} cannot be read: {error}.", "Copy the folder again."
         ) from error
-    student = Student(config)
-    try:
-        student.model.load_state_dict(values)
-    except RuntimeError as error:
-        raise _not_ours(folder, str(error).splitlines()[-1].strip().rstrip(".")) from error
+    student = blank(config)
+    if told := difference(values, student.model.state_dict()):
+        raise _not_ours(folder, told)
+    # Copied, since what a file is mapped to lies askew in memory, which changes the last bits of what is reckoned.
+    copies = {name: values.pop(name).to(dtype, copy=True) for name in list(values)}
+    student.model.load_state_dict(copies, assign=True)
     return student
 
 
@@ -152,7 +155,8 @@ def _recorded(record: Path) -> dict[str, str]:
     return expected
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

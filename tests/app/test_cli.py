@@ -40,7 +40,7 @@ def test_the_version_is_told() -> None:
 def test_help_names_every_command() -> None:
     text = _run("--help").stdout
 
-    assert all(command in text for command in ("serve", "generate", "bench", "train", "eval", "doctor"))
+    assert all(command in text for command in ("serve", "generate", "bench", "train", "eval", "models", "doctor"))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_help_names_every_command() -> None:
         (("generate",), {}, "setting_invalid"),
         (("dream",), {}, "setting_invalid"),
         (("doctor", "--port", "99999"), {}, "setting_invalid"),
+        (("models", "pull", "longlive"), {}, "licence_not_accepted"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(words: tuple[str, ...], environment: dict[str, str], code: str) -> None:

@@ -1,0 +1,261 @@
+"""`stillstream models`: the table of families, and what is here of it. A part of `app.cli`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app import shelf as shelves
+from app.errors import AppError
+from app.shelf import Shelf
+from pipeline.errors import PipelineError
+from pipeline.memory import amount, parameters
+from pipeline.models import BASES, FAMILIES, Family, family
+
+models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
+out = Console()
+
+WAN_SIZE, POCKET_SIZE = (832, 480), (320, 192)
+
+Name = Annotated[str, typer.Argument(help="A model of `stillstream models list`.")]
+NameOrFolder = Annotated[str, typer.Argument(help="A model of `stillstream models list`, or a folder of your own.")]
+HubCache = Annotated[
+    Path | None, typer.Option(help="The hub's cache; by default where its own tools have it.", envvar="HF_HUB_CACHE")
+]
+Models = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-folder", help="Where converted models stand; ~/.cache/stillstream.", envvar="STILLSTREAM_MODELS"
+    ),
+]
+
+
+@models.command(name="list")
+def list_(hub_cache: HubCache = None, models_folder: Models = None) -> None:
+    """All families that Stillstream knows."""
+    shelf = _shelf(hub_cache, models_folder)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "weights", "steps", "chunk", "sink + window", "commercial use", "here"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for row in FAMILIES:
+        here = "embedded" if row.layout == "pocket" else "pulled" if shelf.is_pulled(row) else ""
+        table.add_row(
+            row.name,
+            f"{parameters(row.shape) / 1e9:.2f} B" if row.repo else f"{parameters(row.shape) / 1e6:.1f} M",
+            "any" if row.any_steps else str(len(row.steps)),
+            str(row.chunk),
+            f"{row.sink} + {row.window}",
+            {True: "yes", False: "no", None: "not stated"}[row.commercial],
+            "converted" if shelf.is_converted(row) else here,
+        )
+    out.print(table, highlight=False)
+    out.print(
+        "\n`stillstream models info NAME` says more. A student of your own is named by its folder.", highlight=False
+    )
+
+
+@models.command()
+def info(
+    name: NameOrFolder,
+    size: Annotated[str | None, typer.Option(help="Of the picture; 832x480, the pocket student's 320x192.")] = None,
+    device: Annotated[str, typer.Option(help="Where it would run: cpu, cuda, cuda:1.")] = "cpu",
+    hub_cache: HubCache = None,
+    models_folder: Models = None,
+) -> None:
+    """One model: where it comes from, how it runs, what memory it wants, and whether this machine has it."""
+    if Path(name).is_dir():
+        _print(_facts_of_folder(Path(name)))
+        return
+    row = family(name)
+    shelf = _shelf(hub_cache, models_folder)
+    width, height = _size(size) if size else POCKET_SIZE if row.layout == "pocket" else WAN_SIZE
+    wants, free, host_free = shelves.reckon(row, width, height, device)
+    try:
+        fits = {"whole": "yes", "lean": "yes, with text encoder and codec in the machine's memory"}[
+            wants.choose(free, host_free)
+        ]
+    except PipelineError as error:
+        fits = f"no. {error.message} {error.remedy}"
+    steps = ", ".join(map(str, row.steps)) + (f"; the first chunk {len(row.first_steps)}" if row.first_steps else "")
+    facts = {
+        "what": f"{row.title}, on {BASES[row.base].title}: {parameters(row.shape) / 1e6:,.0f} million weights",
+        "from": f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream",
+        "licence": _licence(row),
+        "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
+        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}",
+        "cache pass": "a pass of its own" if row.clean_pass else "none of its own: the last step writes",
+        "remark": row.remark or "none",
+        "not verified": ", ".join(row.unverified) or "nothing",
+        "source": row.source,
+        "here": "converted" if shelf.is_converted(row) else "pulled" if shelf.is_pulled(row) else "no",
+        "memory": f"{amount(wants.whole)} at {width}x{height} on {device}: student {amount(wants.student)}, "
+        f"past {amount(wants.past)}, passes about {amount(wants.work)}, text encoder and codec "
+        f"{amount(wants.beside)}",
+        "fits now": fits,
+    }
+    _print(facts)
+
+
+@models.command()
+def pull(
+    name: Name,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="I have read the licence and keep to it.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Only check what is here already.")] = False,
+    hub_cache: HubCache = None,
+    models_folder: Models = None,
+) -> None:
+    """Fetch a model's files from the hub, with progress, and check their hashes."""
+    row, shelf = family(name), _shelf(hub_cache, models_folder)
+    paths = shelves.pull(shelf, row, accepted=accept_licence, offline=offline)
+    if not paths:
+        out.print(f"{row.title} is embedded; there is nothing to fetch.", highlight=False)
+        return
+    out.print(f"{row.title}: {len(paths)} files, whole, hashes right. Licence: {_licence(row)}.", highlight=False)
+    if row.layout == "wan":
+        out.print(f"Next: stillstream models convert {row.name}", highlight=False)
+
+
+@models.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="A model that was pulled, or a checkpoint: a .pt or .safetensors file.")],
+    base: Annotated[str | None, typer.Option(help="Of a checkpoint of your own: wan-1.3b or wan-14b.")] = None,
+    entry: Annotated[str | None, typer.Option(help="Where in it the weights are, as generator_ema.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What its hash has to be.")] = None,
+    lora: Annotated[Path | None, typer.Option(help="Low-rank weights to merge into it.")] = None,
+    strength: Annotated[float, typer.Option(help="How strongly.")] = 1.0,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder to write, for a checkpoint of your own.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store in bfloat16: half of the room.")] = False,
+    hub_cache: HubCache = None,
+    models_folder: Models = None,
+) -> None:
+    """Make a folder in diffusers' layout, once: safetensors with hashes. Pickles are read as numbers only."""
+    shelf = _shelf(hub_cache, models_folder)
+    if not Path(name).is_file():
+        row = family(name)
+        made, folder = shelves.convert(shelf, row, half=half), shelf.converted(row)
+    else:
+        if base not in BASES or to is None:
+            raise AppError(
+                "setting_invalid",
+                f"{name} is a checkpoint of your own, so --base and --out have to be named.",
+                f"Choose --base from {', '.join(key for key in BASES if key != 'pocket')}.",
+            )
+        import torch
+
+        from pipeline.convert import convert as convert_file
+
+        folder, dtype = to, torch.bfloat16 if half else None
+        made = convert_file(
+            Path(name),
+            to,
+            BASES[base].shape,
+            entry=entry,
+            sha256=sha256,
+            dtype=dtype,
+            lora=lora,
+            strength=strength,
+        )
+    out.print(f"{'Made' if made else 'Made before from the same file:'} {folder}", highlight=False, soft_wrap=True)
+
+
+@models.command()
+def verify(name: NameOrFolder, hub_cache: HubCache = None, models_folder: Models = None) -> None:
+    """Compare files with their hashes: those of the hub, and those that were written when they were converted."""
+    if Path(name).is_dir():
+        shelves.verify(Path(name))
+        out.print(f"{name}: whole, hashes right.", highlight=False)
+        return
+    row, shelf = family(name), _shelf(hub_cache, models_folder)
+    if row.layout == "pocket":
+        from pipeline.weights import pocket_folder
+
+        shelves.verify(pocket_folder())
+        out.print("pocket: whole, hashes right.", highlight=False)
+        return
+    pulled = shelf.pulled(row)
+    if shelf.is_converted(row):
+        shelves.verify(shelf.converted(row))
+        out.print(f"{shelf.converted(row)}: whole, hashes right.", highlight=False, soft_wrap=True)
+    if pulled or not shelf.is_converted(row):
+        for path in shelves.check_pulled(shelf, row):
+            out.print(f"{path}: hash right.", highlight=False, soft_wrap=True)
+
+
+@models.command()
+def remove(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    hub_cache: HubCache = None,
+    models_folder: Models = None,
+) -> None:
+    """Take away what was fetched and converted of a model."""
+    row, shelf = family(name), _shelf(hub_cache, models_folder)
+    if not yes and not typer.confirm(f"Remove all files of {row.title}?"):
+        return
+    out.print(f"{amount(shelves.remove(shelf, row))} are free again.", highlight=False)
+
+
+def named(model: Path | None, device: str) -> Path | None:
+    """What --model means: a folder, or a name of the table; None is the embedded student.
+
+    Raises PipelineError (`memory_short`), AppError (`model_not_served`).
+    """
+    row = next((row for row in FAMILIES if str(model) == row.name), None)
+    if row is None or (model is not None and model.exists()):
+        return model
+    if row.layout == "pocket":
+        return None
+    wants, free, host_free = shelves.reckon(row, *WAN_SIZE, device)
+    wants.choose(free, host_free)
+    raise AppError(
+        "model_not_served",
+        f"{row.title} can be fetched and converted, but not served yet: Wan's text encoder is not connected.",
+        "Serve the embedded student, or a model folder of your own.",
+    )
+
+
+def _facts_of_folder(folder: Path) -> dict[str, str]:
+    """Of a model folder, or of a transformer in diffusers' layout."""
+    from pipeline.config import StudentConfig, load_config
+    from pipeline.weights import read_transformer_shape
+
+    if (folder / "student.safetensors").is_file():
+        config = load_config(folder / "config.json")
+        shape, name = config.student, f"{config.name}: {config.width}x{config.height} at {config.fps} fps"
+        steps = f"{', '.join(map(str, config.sampler.steps))}; shift {config.sampler.shift:g}"
+        past = f"{config.chunk} latent frames, a sink of {config.cache.sink} and a window of {config.cache.window}"
+        facts = {"what": name, "steps": steps, "chunk": past}
+    else:
+        shape, facts = StudentConfig(**read_transformer_shape(folder)), {"what": "a transformer in diffusers' layout"}
+    return facts | {"weights": f"{parameters(shape) / 1e6:,.1f} million", "licence": "yours to know"}
+
+
+def _print(facts: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(name, escape(fact))
+    out.print(table, highlight=False)
+
+
+def _licence(row: Family) -> str:
+    if row.commercial:
+        return row.licence
+    return f"{row.licence}: {'not for commercial use' if row.commercial is False else 'read it first'}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    if found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text):
+        return int(found[1]), int(found[2])
+    raise AppError("setting_invalid", f"The size {text!r} is not width x height.", "Write it as 832x480.")
+
+
+def _shelf(hub_cache: Path | None, models_folder: Path | None) -> Shelf:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Shelf(hub_cache or Path(HF_HUB_CACHE), models_folder or Path("~/.cache/stillstream/models").expanduser())

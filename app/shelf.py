@@ -1,0 +1,247 @@
+"""Models on this machine: fetched from the hub, checked, converted, and taken away again.
+
+What is fetched stays in the hub's own cache, where other programs find it too; what is converted stands on the shelf,
+one folder a family. Imports torch only to convert. Knows no command line and no engine.
+"""
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import psutil
+
+from app.errors import AppError
+from pipeline.memory import Plan, amount, plan
+from pipeline.models import Family
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """hub: the hub's cache. models: where converted ones stand."""
+
+    hub: Path
+    models: Path
+
+    def repo(self, row: Family) -> Path:
+        assert row.repo is not None, f"{row.name} is on no hub"
+        return self.hub / f"models--{row.repo.replace('/', '--')}"
+
+    def converted(self, row: Family) -> Path:
+        return self.models / row.name / "transformer"
+
+    def is_converted(self, row: Family) -> bool:
+        return (self.converted(row) / "checksums.json").is_file()
+
+    def pulled(self, row: Family) -> dict[str, Path]:
+        """A family's files that are in the hub's cache, by their names in the repo."""
+        if row.repo is None:
+            return {}
+        snapshots = self.repo(row) / "snapshots"
+        try:
+            newest = snapshots / (self.repo(row) / "refs" / "main").read_text().strip()
+        except OSError:
+            newest = max(snapshots.glob("*"), key=lambda path: path.stat().st_mtime, default=snapshots)
+        named = ((path.relative_to(newest).as_posix(), path) for path in sorted(newest.rglob("*")) if path.is_file())
+        return {name: path for name, path in named if row.wants(name)}
+
+    def is_pulled(self, row: Family) -> bool:
+        held = self.pulled(row)
+        return bool(row.files) and all(any(fnmatchcase(name, pattern) for name in held) for pattern in row.files)
+
+
+def pull(
+    shelf: Shelf, row: Family, *, accepted: bool, offline: bool = False, endpoint: str | None = None
+) -> list[Path]:
+    """Fetch a family's files and compare them with the hub's hashes.
+
+    Raises AppError: `licence_not_accepted`, `model_not_pulled`, `hub_unreachable`, `hub_refused`, `hub_missing`,
+    `disk_full`, `download_damaged`.
+    """
+    if row.repo is None:
+        return []
+    if row.needs_consent and not accepted:
+        forbids = "does not allow commercial use" if row.commercial is False else "is stated by no source that we know"
+        raise AppError(
+            "licence_not_accepted",
+            f"The licence of {row.title}'s weights ({row.licence}) {forbids}.",
+            f"Read it at https://huggingface.co/{row.repo}, then add --accept-licence if you keep to it.",
+        )
+    if offline:
+        if not shelf.is_pulled(row):
+            raise _not_pulled(shelf, row)
+    else:
+        _fetch(shelf, row, row.repo, endpoint)
+    return list(check_pulled(shelf, row))
+
+
+def _fetch(shelf: Shelf, row: Family, repo: str, endpoint: str | None) -> None:
+    # Half a second that no other command should wait for.
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        listed = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in listed if row.wants(file.rfilename)}
+        missing = [pattern for pattern in row.files if not any(fnmatchcase(name, pattern) for name in sizes)]
+        if missing:
+            raise AppError(
+                "hub_missing", f"{repo} has no {missing[0]}; it may have been renamed.", f"Look at {row.source}."
+            )
+        wanted = sum(size for name, size in sizes.items() if name not in shelf.pulled(row))
+        shelf.hub.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(shelf.hub).free
+        if free < wanted:
+            raise _disk_full(shelf.hub, f"{amount(wanted)} are to be fetched, {amount(free)} are free")
+        snapshot_download(repo, cache_dir=shelf.hub, allow_patterns=list(row.files), endpoint=endpoint)
+    except AppError:
+        raise
+    except Exception as error:  # there is no end to what a connection that breaks off raises
+        raise _told(error, shelf, row) from error
+
+
+def _told(error: Exception, shelf: Shelf, row: Family) -> AppError:
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return AppError(
+            "hub_refused",
+            f"{row.repo} is given only to those who are logged in and have accepted its terms.",
+            f"Accept them at https://huggingface.co/{row.repo}, then run `hf auth login`.",
+        )
+    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        return AppError(
+            "hub_missing", f"The hub has no {row.repo}, or does not show it to you.", f"Look at {row.source}."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _disk_full(shelf.hub, "the disk ran full, or a quota was reached")
+    why = f"it answered {error.response.status_code}" if isinstance(error, HfHubHTTPError) else "no connection"
+    return AppError(
+        "hub_unreachable",
+        f"The hub cannot be reached, or broke off: {why}. Nothing half-fetched was kept.",
+        "Try again later, or use --offline with what was fetched before.",
+    )
+
+
+def _disk_full(folder: Path, why: str) -> AppError:
+    return AppError("disk_full", f"There is no room in {folder}: {why}.", "Make room, or name another --hub-cache.")
+
+
+def _not_pulled(shelf: Shelf, row: Family) -> AppError:
+    return AppError(
+        "model_not_pulled",
+        f"{row.title} is not whole in {shelf.hub}.",
+        f"Run `stillstream models pull {row.name}` with a network.",
+    )
+
+
+def check_pulled(shelf: Shelf, row: Family) -> Iterator[Path]:
+    """Each of a family's files, once its hash is that of the hub.
+
+    The hub's cache names each file's content by its hash: SHA-256 of large files, git's of small ones.
+    Raises AppError: `model_not_pulled`, `download_damaged`.
+    """
+    if not shelf.is_pulled(row):
+        raise _not_pulled(shelf, row)
+    for name, path in shelf.pulled(row).items():
+        content = path.resolve()
+        if content.name not in (_sha256(content), _git_hash(content)):
+            raise AppError(
+                "download_damaged",
+                f"{name} of {row.repo} does not have the hash that the hub names it by.",
+                f"Run `stillstream models remove {row.name}`, then pull it again.",
+            )
+        yield path
+
+
+def _sha256(path: Path) -> str:
+    if len(path.name) != 64:
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_hash(path: Path) -> str:
+    if len(path.name) != 40:
+        return ""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
+    """Make a family's folder from what was pulled; False: it was made before.
+
+    Raises AppError: `model_not_pulled`, `model_not_convertible`; PipelineError: see `pipeline.convert.convert`.
+    """
+    if row.layout != "wan":
+        why = "It is embedded and ready." if row.layout == "pocket" else row.remark
+        raise AppError("model_not_convertible", f"{row.title} cannot be converted. {why}", "Choose another model.")
+    if not shelf.is_pulled(row):
+        raise _not_pulled(shelf, row)
+    import torch
+
+    from pipeline.convert import convert as convert_file
+
+    files = shelf.pulled(row)
+    return convert_file(
+        files[row.files[0]],
+        shelf.converted(row),
+        row.shape,
+        entry=row.weights,
+        dtype=torch.bfloat16 if half else None,
+        lora=files[row.lora] if row.lora else None,
+        lora_entry=row.lora_weights,
+    )
+
+
+def verify(folder: Path) -> None:
+    """Compare a converted folder or a model folder with its record. Raises PipelineError: see `pipeline.weights`."""
+    from pipeline import convert as converted
+    from pipeline import weights as model
+
+    (converted if "source" in converted.recorded(folder) else model).verify(folder)
+
+
+def remove(shelf: Shelf, row: Family) -> int:
+    """Take a family's files away, those that no other family wants; returns how many bytes are free again."""
+    freed = _size(shelf.models / row.name)
+    shutil.rmtree(shelf.models / row.name, ignore_errors=True)
+    if row.repo is None:
+        return freed
+    repo = shelf.repo(row)
+    for link in [path for path in repo.glob("snapshots/*/**/*") if path.is_file() or path.is_symlink()]:
+        if row.wants(Path(*link.relative_to(repo).parts[2:]).as_posix()):
+            link.unlink()
+    kept = {link.resolve() for link in repo.glob("snapshots/*/**/*") if link.is_file()}
+    for blob in repo.glob("blobs/*"):
+        if blob.resolve() not in kept and blob.suffix != ".incomplete":  # which another program may be fetching
+            freed += blob.stat().st_size
+            blob.unlink()
+    if not kept:
+        shutil.rmtree(repo, ignore_errors=True)
+    return freed
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def reckon(row: Family, width: int, height: int, device: str) -> tuple[Plan, int, int | None]:
+    """What a stream of a family would want, and how much is free: on the device, and in the machine if it has its own.
+
+    Raises PipelineError (`size_invalid`), AppError (`device_unusable`).
+    """
+    host_free = psutil.virtual_memory().available
+    if device == "cpu":
+        return plan(row, width, height, number_bytes=4), host_free, None
+    import torch
+
+    try:
+        free = torch.cuda.mem_get_info(device)[0]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise AppError(
+            "device_unusable", f"This machine cannot compute on {device!r}.", "Choose cpu, or run the doctor."
+        ) from error
+    return plan(row, width, height), free, host_free

@@ -1,0 +1,128 @@
+"""`stillstream models` as a person uses it, on a hub cache of tiny files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from app.cli_models import models, named
+from app.errors import AppError
+from pipeline.convert import convert
+from pipeline.errors import PipelineError
+from pipeline.models import BASES, FAMILIES, family
+from pipeline.student import Student
+from tests.app.hub import cached
+from tests.app.test_shelf import BYTES, tiny
+from tests.app.tiny import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("STILLSTREAM_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def said(*words: str, answer: str | None = None) -> str:
+    result = run(*words, answer=answer)
+    assert result.exit_code == 0, result.exception
+    return " ".join(result.output.split())
+
+
+def run(*words: str, answer: str | None = None) -> Result:
+    return CliRunner().invoke(models, words, input=answer)
+
+
+def code(*words: str) -> str:
+    error = run(*words).exception
+    assert isinstance(error, AppError | PipelineError), error
+    return error.code
+
+
+def test_the_list_has_every_family_with_its_licence_and_what_is_here(folders: Path) -> None:
+    text = said("list")
+    assert all(row.name in text for row in FAMILIES)
+    assert "embedded" in text and "pulled" not in text
+    row = family("self-forcing")
+    cached(folders / "hub", row.repo or "", {row.files[0]: BYTES})
+    assert "pulled" in said("list")
+
+
+def test_info_tells_source_licence_memory_and_what_is_not_verified() -> None:
+    text = said("info", "causal-forcing-2step", "--size", "512x512")
+    for part in ("zhuhz22/Causal-Forcing", "1,419 million", "512x512", "1000, 500", "first chunk 4", "read it first"):
+        assert part in text
+    assert "not verified licence" in text
+    assert "fits now yes" in said("info", "pocket")
+    assert "no. Krea Realtime 14B wants" in said("info", "krea-realtime", "--size", "4096x4096")
+
+
+def test_info_and_verify_take_a_folder_of_your_own(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_model(folders / "mine")
+    assert "tiny: 64x32 at 16 fps" in said("info", str(folders / "mine"))
+    assert "hashes right" in said("verify", str(folders / "mine"))
+    student = tiny(family("self-forcing"), monkeypatch)
+    torch.save(dict(student.model.state_dict()), folders / "c.pt")
+    convert(folders / "c.pt", folders / "transformer", student.config)
+    assert "diffusers' layout" in said("info", str(folders / "transformer"))
+    assert "hashes right" in said("verify", str(folders / "transformer"))
+    next((folders / "transformer").glob("*.safetensors")).write_bytes(b"half")
+    assert code("verify", str(folders / "transformer")) == "weights_damaged"
+
+
+def test_a_checkpoint_of_your_own_is_converted_with_its_hash(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student: Student = tiny(family("self-forcing"), monkeypatch)
+    torch.save({"generator": dict(student.model.state_dict())}, folders / "c.pt")
+    words = ("convert", str(folders / "c.pt"), "--base", "wan-1.3b", "--out", str(folders / "own" / "transformer"))
+    assert said(*words, "--half").startswith("Made ")
+    assert "Made before" in said(*words, "--half")
+    assert code(*words, "--sha256", "0" * 64) == "checkpoint_hash"
+    assert code("convert", str(folders / "c.pt")) == "setting_invalid"
+    assert code("convert", str(folders / "c.pt"), "--base", "flux", "--out", "x") == "setting_invalid"
+
+
+def test_a_model_goes_from_pull_to_removal(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = family("krea-realtime")
+    student = tiny(row, monkeypatch)
+    from safetensors.torch import save
+
+    cached(folders / "hub", row.repo or "", {row.files[0]: save(dict(student.model.state_dict()))})
+    assert code("pull", row.name, "--offline") == "licence_not_accepted"
+    assert "hashes right" in said("pull", row.name, "--offline", "--accept-licence")
+    assert "Made " in said("convert", row.name)
+    assert "converted" in said("list")
+    assert said("verify", row.name).count("right") == 2
+    said("remove", row.name, answer="n\n")
+    assert "converted" in said("list")
+    assert "free again" in said("remove", row.name, "--yes")
+    assert "converted" not in said("list")
+    assert code("verify", row.name) == "model_not_pulled"
+
+
+def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> None:
+    assert "pocket: whole" in said("verify", "pocket")
+    assert "nothing to fetch" in said("pull", "pocket")
+    assert code("info", "sora") == "model_unknown"
+    assert code("pull", "sora") == "model_unknown"
+    assert code("info", "longlive", "--size", "big") == "setting_invalid"
+    assert code("info", "longlive", "--size", "830x480") == "size_invalid"
+    assert code("info", "longlive", "--device", "cuda:99") == "device_unusable"
+    assert code("convert", "anyflow-far") == "model_not_convertible"
+
+
+def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named(None, "cpu") is None
+    assert named(Path("pocket"), "cpu") is None
+    assert named(tmp_path, "cpu") == tmp_path
+    assert named(Path("somewhere"), "cpu") == Path("somewhere")
+    with pytest.raises(PipelineError) as refused:
+        named(Path("streamdiffusion-v2-14b"), "cpu")
+    assert refused.value.code == "memory_short"
+    tiny(family("longlive"), monkeypatch)
+    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], beside=0))
+    with pytest.raises(AppError) as not_yet:
+        named(Path("longlive"), "cpu")
+    assert not_yet.value.code == "model_not_served"

@@ -1,0 +1,179 @@
+"""Models are fetched whole or not at all, checked by their hashes, converted, and taken away without harm to others."""
+
+import json
+import random
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app import shelf as shelves
+from app.errors import AppError
+from app.shelf import Shelf
+from pipeline.config import StudentConfig
+from pipeline.errors import PipelineError
+from pipeline.models import BASES, Family, family
+from pipeline.student import Student
+from tests.app.hub import COMMIT, cached, serving
+
+ROW = family("self-forcing")
+BYTES = random.Random(3).randbytes(30_000)
+REPO = {"checkpoints/self_forcing_dmd.pt": BYTES, "checkpoints/ode_init.pt": BYTES[:5000], "README.md": b"A card."}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "hub", tmp_path / "models")
+
+
+def refusal(run: Callable[[], object], code: str) -> AppError | PipelineError:
+    with pytest.raises((AppError, PipelineError)) as refused:
+        run()
+    assert refused.value.code == code, refused.value.message
+    assert "\n" not in refused.value.message
+    assert refused.value.remedy
+    return refused.value
+
+
+def leftovers(shelf: Shelf) -> list[Path]:
+    return [path for path in shelf.hub.rglob("*") if path.suffix == ".incomplete"]
+
+
+def test_a_pull_fetches_what_the_row_names_and_nothing_else(shelf: Shelf) -> None:
+    assert not shelf.is_pulled(ROW)
+    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+        paths = shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+    assert [path.read_bytes() for path in paths] == [BYTES]
+    assert shelf.is_pulled(ROW)
+    assert shelves.pull(shelf, ROW, accepted=False, offline=True) == paths
+    assert list(shelf.pulled(ROW)) == ["checkpoints/self_forcing_dmd.pt"]
+    assert leftovers(shelf) == []
+
+
+def test_a_connection_that_breaks_off_goes_on_where_it_was(shelf: Shelf) -> None:
+    with serving({"gdhe17/Self-Forcing": REPO}, breaks_off=True) as endpoint:
+        (path,) = shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+    assert path.read_bytes() == BYTES
+
+
+def test_no_network_a_repo_that_is_gone_and_one_behind_a_gate_have_their_own_answers(shelf: Shelf) -> None:
+    def pull(endpoint: str) -> None:
+        shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+
+    refusal(lambda: pull("http://127.0.0.1:9"), "hub_unreachable")
+    with serving({}) as endpoint:
+        refusal(lambda: pull(endpoint), "hub_missing")
+    with serving({"gdhe17/Self-Forcing": REPO}, gated=True) as endpoint:
+        refusal(lambda: pull(endpoint), "hub_refused")
+    with serving({"gdhe17/Self-Forcing": {"README.md": b"moved"}}) as endpoint:
+        assert "self_forcing_dmd.pt" in refusal(lambda: pull(endpoint), "hub_missing").message
+    assert leftovers(shelf) == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+        refusal(lambda: shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint), "disk_full")
+    assert not shelf.is_pulled(ROW)
+    assert leftovers(shelf) == []
+
+
+@pytest.mark.parametrize("name", ["krea-realtime", "longlive", "reward-forcing", "anyflow-far"])
+def test_a_licence_that_forbids_or_is_not_stated_wants_a_yes(name: str, shelf: Shelf) -> None:
+    row = family(name)
+    error = refusal(lambda: shelves.pull(shelf, row, accepted=False, offline=True), "licence_not_accepted")
+    assert row.licence in error.message
+    assert f"https://huggingface.co/{row.repo}" in error.remedy and "--accept-licence" in error.remedy
+    refusal(lambda: shelves.pull(shelf, row, accepted=True, offline=True), "model_not_pulled")
+
+
+def test_the_embedded_student_needs_no_pull(shelf: Shelf) -> None:
+    assert shelves.pull(shelf, family("pocket"), accepted=False) == []
+
+
+def test_one_changed_byte_in_the_hubs_cache_is_found(shelf: Shelf) -> None:
+    row = family("anyflow-far")
+    files = {"transformer/config.json": b"{}", "transformer/diffusion_pytorch_model.safetensors": BYTES}
+    folder = cached(shelf.hub, row.repo or "", files)
+    assert len(list(shelves.check_pulled(shelf, row))) == 2
+    for blob in (folder / "blobs").iterdir():
+        content = blob.read_bytes()
+        blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        refusal(lambda: list(shelves.check_pulled(shelf, row)), "download_damaged")
+        blob.write_bytes(content)
+
+
+def tiny(row: Family, monkeypatch: pytest.MonkeyPatch) -> Student:
+    """The row's base becomes small, and a student of that size."""
+    shape = StudentConfig(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=1,
+    )
+    monkeypatch.setitem(BASES, row.base, replace(BASES[row.base], shape=shape))
+    torch.manual_seed(0)
+    return Student(shape)
+
+
+def test_what_was_pulled_is_converted_verified_and_removed(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tiny(ROW, monkeypatch)
+    weights = {f"model.{name}": value for name, value in student.model.state_dict().items()}
+    torch.save({"generator_ema": weights}, tmp_path / "c.pt")
+    content = (tmp_path / "c.pt").read_bytes()
+    refusal(lambda: shelves.convert(shelf, ROW, half=False), "model_not_pulled")
+    cached(shelf.hub, ROW.repo or "", {ROW.files[0]: content})
+    assert shelves.convert(shelf, ROW, half=False)
+    assert not shelves.convert(shelf, ROW, half=False)
+    assert shelf.is_converted(ROW)
+    shelves.verify(shelf.converted(ROW))
+    made = load_file(shelf.converted(ROW) / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, student.model.state_dict()[name]) for name, value in made.items())
+    freed = shelves.remove(shelf, ROW)
+    assert freed > len(content)
+    assert not shelf.is_converted(ROW) and not shelf.is_pulled(ROW)
+    assert not shelf.repo(ROW).exists()
+
+
+def test_removing_one_family_leaves_another_of_the_same_repo(shelf: Shelf) -> None:
+    one, two = family("causal-forcing"), family("causal-forcing-2step")
+    cached(shelf.hub, one.repo or "", {one.files[0]: BYTES, two.files[0]: BYTES[::-1]})
+    assert shelves.remove(shelf, one) == len(BYTES)
+    assert not shelf.is_pulled(one)
+    assert shelf.is_pulled(two)
+    assert list(shelves.check_pulled(shelf, two))
+    assert shelves.remove(shelf, one) == 0
+
+
+def test_what_has_other_modules_or_is_embedded_is_not_converted(shelf: Shelf) -> None:
+    for name in ("anyflow-far", "pocket"):
+        refusal(lambda name=name: shelves.convert(shelf, family(name), half=False), "model_not_convertible")  # type: ignore[misc]
+
+
+def test_a_pull_that_was_interrupted_is_not_taken_for_whole(shelf: Shelf) -> None:
+    row = family("longlive")
+    folder = cached(shelf.hub, row.repo or "", {row.files[0]: BYTES})
+    assert not shelf.is_pulled(row)
+    refusal(lambda: shelves.pull(shelf, row, accepted=True, offline=True), "model_not_pulled")
+    assert (folder / "snapshots" / COMMIT).is_dir()
+
+
+def test_memory_is_reckoned_in_single_precision_on_a_cpu(shelf: Shelf) -> None:
+    wants, free, host_free = shelves.reckon(ROW, 832, 480, "cpu")
+    assert wants.student == 4 * 1_418_996_800
+    assert free > 0 and host_free is None
+    assert json.dumps(wants.whole)

@@ -1,0 +1,100 @@
+"""Every row of the table can be run by what we have, and says where it was read."""
+
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from pipeline.config import StudentConfig, load_config
+from pipeline.errors import PipelineError
+from pipeline.models import BASES, FAMILIES, Family, family
+from pipeline.sampler import levels
+from pipeline.weights import pocket_folder
+
+WAN = [row for row in FAMILIES if row.layout == "wan"]
+
+
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
+def test_a_row_is_whole_and_runs_on_our_cache_and_sampler(row: Family) -> None:
+    assert family(row.name) is row
+    assert row.base in BASES
+    assert 1 <= row.chunk <= 3
+    assert row.cache.window >= row.chunk - 1 >= 0
+    assert row.cache.sink + row.cache.window + row.chunk == row.attends
+    sigmas = levels(row.sampler)
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert all(0 < sigma <= 1 for sigma in sigmas)
+    assert {field.split(".")[0] for field in row.unverified} <= set(Family.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("row", [row for row in FAMILIES if row.repo], ids=lambda row: row.name)
+def test_a_row_of_the_hub_names_its_files_and_its_source(row: Family) -> None:
+    assert row.repo is not None and row.repo.count("/") == 1
+    assert row.files
+    assert urlparse(row.source).netloc
+    assert (row.lora is None) == (row.lora_weights is None)
+    assert row.lora is None or row.wants(row.lora)
+
+
+def test_names_are_unique() -> None:
+    assert len({row.name for row in FAMILIES}) == len(FAMILIES)
+
+
+def test_the_pocket_row_is_what_the_embedded_model_says_of_itself() -> None:
+    row, config = family("pocket"), load_config(pocket_folder() / "config.json")
+    assert row.shape == config.student
+    assert row.chunk == config.chunk
+    assert row.cache == config.cache
+    assert (row.sampler.steps, row.sampler.shift) == (config.sampler.steps, config.sampler.shift)
+
+
+def test_the_usual_schedule_is_that_of_self_forcing() -> None:
+    assert levels(family("self-forcing").sampler) == pytest.approx([1, 0.9375, 0.8333333, 0.625])
+    assert levels(family("causal-forcing-2step").sampler) == pytest.approx([1, 0.8333333])
+
+
+def test_a_schedule_that_is_not_shifted_is_taken_as_it_stands() -> None:
+    assert levels(family("streamdiffusion-v2").sampler) == pytest.approx([0.7, 0.5, 0.4, 0.2])
+
+
+def test_a_file_of_the_repo_that_is_not_the_rows_is_not_wanted() -> None:
+    row = family("causal-forcing")
+    assert row.wants("chunkwise/causal_forcing.pt")
+    assert not row.wants("framewise/causal_forcing.pt")
+    assert family("anyflow-far").wants("transformer/config.json")
+
+
+def test_use_that_no_source_allows_needs_consent() -> None:
+    assert not family("self-forcing").needs_consent
+    assert family("krea-realtime").needs_consent
+    assert family("reward-forcing").needs_consent
+
+
+def test_the_wan_families_have_wans_two_shapes() -> None:
+    small, large = StudentConfig(), StudentConfig()
+    for row in WAN:
+        small, large = (row.shape, large) if row.base == "wan-1.3b" else (small, row.shape)
+        assert (row.shape.in_channels, row.shape.text_dim, row.shape.attention_head_dim) == (16, 4096, 128)
+    assert (small.num_layers, large.num_layers) == (30, 40)
+
+
+def test_a_name_that_is_not_in_the_table_is_answered_with_those_that_are() -> None:
+    with pytest.raises(PipelineError) as refused:
+        family("sora")
+    assert refused.value.code == "model_unknown"
+    assert "self-forcing" in refused.value.remedy
+
+
+def test_the_page_of_models_has_the_rows_as_the_table_has_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    told = [line for line in page.splitlines() if re.match(r"\| `[\w-]+` \|", line) and line.count("|") == 9]
+    known = []
+    for row in FAMILIES:
+        first = f", first chunk {len(row.first_steps)}" if row.first_steps else ""
+        steps = "any" if row.any_steps else f"{len(row.steps)}{first}"
+        use = {True: "yes", False: "no", None: "not stated"}[row.commercial]
+        past, unread = f"{row.sink} + {row.window}", ", ".join(row.unverified)
+        cells = (f"`{row.name}`", row.repo or "embedded", steps, str(row.chunk), past, row.licence, use, unread)
+        known.append("| " + " | ".join(cells) + " |")
+    assert [line.replace("|  |", "| |") for line in known] == told
