@@ -66,15 +66,18 @@ def verify(folder: Path) -> None:
 
 
 def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module, student: nn.Module) -> None:
-    """Write a model folder that `load_parts` reads. Stored in half precision, computed in single."""
+    """Write a model folder that `load_parts` reads. Weights are stored in half precision, statistics in single: a
+    variance may be beyond what half precision holds. Computed in single.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json() + "\n")
     digests = {}
     for name, module in zip(PARTS, (codec, text, student), strict=True):
         path = folder / f"{name}.safetensors"
-        values = {
-            key: value.half() if value.is_floating_point() else value for key, value in module.state_dict().items()
-        }
+        weights = {key for key, _ in module.named_parameters()}
+        values = {key: value.half() if key in weights else value for key, value in module.state_dict().items()}
+        lost = [key for key, value in values.items() if not value.isfinite().all()]
+        assert not lost, f"not finite in {path}: {lost}"
         save_file({key: value.contiguous() for key, value in values.items()}, path)
         digests[path.name] = digest(path)
     (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")

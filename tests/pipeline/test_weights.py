@@ -1,5 +1,6 @@
 """A model folder written is a model folder read; every way to break one has its own answer."""
 
+import copy
 import json
 import pickle
 from dataclasses import replace
@@ -64,10 +65,11 @@ def test_reading_and_writing_again_changes_nothing(folder: Path, tmp_path: Path)
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_weights_are_stored_in_half_precision(folder: Path) -> None:
-    for part in PARTS:
-        kinds = {value.dtype for value in load_file(folder / f"{part}.safetensors").values()}
-        assert kinds <= {torch.float16, torch.int64}
+def test_weights_are_stored_in_half_precision_and_statistics_in_single(folder: Path) -> None:
+    for part, module in zip(PARTS, load_parts(folder)[1:], strict=True):
+        weights = {name for name, _ in module.named_parameters()}
+        for name, value in load_file(folder / f"{part}.safetensors").items():
+            assert value.dtype == torch.float16 if name in weights else value.dtype in (torch.float32, torch.int64)
 
 
 @pytest.mark.parametrize("name", ["codec.safetensors", "text.safetensors", "student.safetensors", "checksums.json"])
@@ -202,3 +204,22 @@ def test_every_way_to_break_a_transformer_has_its_own_answer(transformer: Path, 
     assert transformer_refusal(transformer, config).code == "weights_damaged"
     weights.unlink()
     assert transformer_refusal(transformer, config).code == "weights_missing"
+
+
+def test_a_variance_beyond_half_precision_survives_the_export(
+    tmp_path: Path, config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student
+) -> None:
+    wide = copy.deepcopy(codec)
+    wide.normalise.running_var.fill_(70_761.0)
+    export(tmp_path, config, wide, text, student)
+    read = load_parts(tmp_path)[1]
+    assert torch.equal(read.normalise.running_var, wide.normalise.running_var)
+
+
+def test_weights_that_are_not_finite_are_never_written(
+    tmp_path: Path, config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student
+) -> None:
+    broken = copy.deepcopy(codec)
+    broken.normalise.running_mean[0] = float("nan")
+    with pytest.raises(AssertionError, match=r"normalise\.running_mean"):
+        export(tmp_path, config, broken, text, student)
