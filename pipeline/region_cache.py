@@ -1,0 +1,113 @@
+"""What held tiles stand on: their clean latents, pixels and ages, and the keys and values that others see of them.
+
+A held tile keeps the newest clean latent that was computed for it, and shows the last picture of it. In a denoise pass
+active tokens look at the past, at each other, and at carried keys of held tokens: stored before rotation, like those of
+the KV cache, they are given the position of the chunk that is being made. Knows nothing of how tiles are chosen.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import ModelConfig
+from pipeline.kv_cache import KVCache
+from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.tiles import Tiles
+
+
+class RegionCache:
+    """Allocated once, reset in place. Nothing is held until a dense chunk was kept (`ready`).
+
+    keys, values: (steps, layers, chunk, tokens, heads, head dim) of the denoise passes, each token's as it was last
+    computed in that pass; empty unless the model carries those. latent_CHW, picture_CHW: the newest of each tile.
+    age_HW: chunks since a tile was computed.
+    """
+
+    def __init__(self, config: ModelConfig, *, device: torch.device | str = "cpu") -> None:
+        assert config.tiles is not None, "a model without whole tiles holds nothing"
+        student = config.student
+        self.carry = config.regions.carry
+        steps = len(config.sampler.steps) + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
+        heads = (student.num_attention_heads, student.attention_head_dim)
+        shape = (steps, student.num_layers, config.chunk, config.tokens_per_frame, *heads)
+        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.latent_CHW = torch.zeros(config.codec.latent_channels, *config.latent_size, device=device)
+        self.picture_CHW = torch.zeros(3, config.height, config.width, dtype=torch.uint8, device=device)
+        self.age_HW = np.zeros(config.tiles, np.int64)
+        self.ready = False
+
+    def reset(self) -> None:
+        self.age_HW[:] = 0
+        self.ready = False
+
+    def keep(self, clean_BTCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Take a chunk's clean latents, a column where `tiles` are chosen. Returns those of the whole chunk.
+
+        A held tile's newest latent stands for it in every latent frame.
+        """
+        if tiles is None:
+            self.latent_CHW.copy_(clean_BTCHW[0, -1])
+            self.age_HW[:] = 0
+            self.ready = True
+            return clean_BTCHW
+        whole = self.latent_CHW.expand(1, clean_BTCHW.shape[1], -1, -1, -1).clone()
+        tiles.scatter(clean_BTCHW, whole)
+        self.latent_CHW.copy_(whole[0, -1])
+        self.age_HW += 1
+        self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
+        return whole
+
+    def show(self, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
+
+        Held tiles show the same bytes in all of them.
+        """
+        if tiles is not None:
+            whole = self.picture_CHW.expand(len(frames_TCHW), -1, -1, -1).clone()
+            tiles.scatter(frames_TCHW, whole)
+            frames_TCHW = whole
+        self.picture_CHW.copy_(frames_TCHW[-1])
+        return frames_TCHW
+
+
+class RegionAttention(CachedAttention):
+    """CachedAttention that remembers what it computed, and can go on with chosen tiles alone.
+
+    step: the denoise pass that is being run; the caller counts it.
+    """
+
+    def __init__(
+        self, cache: KVCache, student: Student, grid: tuple[int, int], chunk: int, regions: RegionCache
+    ) -> None:
+        super().__init__(cache, student, grid, chunk)
+        self.regions, self.grid, self.step = regions, grid, 0
+        self.choose(None)
+
+    def choose(self, tiles: Tiles | None) -> None:
+        """From now on the tokens of these tiles alone are handed in; None: all of them."""
+        self._tokens_N = None if tiles is None else tiles.tokens(self.grid)
+        if self._tokens_N is not None:
+            self._active_rows = self.rows.unflatten(1, (-1, self.tokens))[:, :, self._tokens_N].flatten(1, 2)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        same_step = not self.writing and self.regions.carry == "same_step"
+        if self._tokens_N is None:
+            if same_step:
+                self.regions.keys[self.step, layer] = k.unflatten(1, (-1, self.tokens))[0]
+                self.regions.values[self.step, layer] = v.unflatten(1, (-1, self.tokens))[0]
+            return super().__call__(layer, q, k, v)
+        past_k, past_v = self.past(layer)
+        q, k, v = rotate(q, self._active_rows), *(x.unflatten(1, (-1, len(self._tokens_N))) for x in (k, v))
+        if not self.writing and self.regions.carry == "none":
+            own_k, own_v = rotate(k.flatten(1, 2), self._active_rows), v.flatten(1, 2)
+        else:
+            if same_step:
+                keys, values = self.regions.keys[self.step, layer][None], self.regions.values[self.step, layer][None]
+            else:
+                newest, frames = self.cache.newest(layer), k.shape[1]
+                keys, values = (held[:, None].expand(-1, frames, -1, -1, -1).clone() for held in newest)
+            keys[:, :, self._tokens_N], values[:, :, self._tokens_N] = k, v
+            if self.writing:
+                self.cache.write(layer, keys, values)
+            own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
+        return attention(q, torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1))
