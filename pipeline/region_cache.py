@@ -5,12 +5,15 @@ active tokens look at the past, at each other, and at carried keys of held token
 the KV cache, they are given the position of the chunk that is being made. Knows nothing of how tiles are chosen.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
+from pipeline.motion import ProbeMotion, SourceMotion
 from pipeline.student import CachedAttention, Student, attention, rotate
 from pipeline.tiles import Tiles
 
@@ -20,13 +23,15 @@ class RegionCache:
 
     keys, values: (steps, layers, chunk, tokens, heads, head dim) of the denoise passes, each token's as it was last
     computed in that pass; empty unless the model carries those. latent_CHW, picture_CHW: the newest of each tile.
-    age_HW: chunks since a tile was computed.
+    age_HW: chunks since a tile was computed. source, probe: what held tiles were made from. key, since: all else that
+    they stand on, and for how many chunks it has been the same.
     """
 
     def __init__(self, config: ModelConfig, *, device: torch.device | str = "cpu") -> None:
         assert config.tiles is not None, "a model without whole tiles holds nothing"
         student = config.student
         self.carry = config.regions.carry
+        self.sigmas: tuple[float, ...] = ()  # the schedule that `keys` and `values` were computed in
         steps = len(config.sampler.steps) + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
         heads = (student.num_attention_heads, student.attention_head_dim)
         shape = (steps, student.num_layers, config.chunk, config.tokens_per_frame, *heads)
@@ -34,11 +39,17 @@ class RegionCache:
         self.latent_CHW = torch.zeros(config.codec.latent_channels, *config.latent_size, device=device)
         self.picture_CHW = torch.zeros(3, config.height, config.width, dtype=torch.uint8, device=device)
         self.age_HW = np.zeros(config.tiles, np.int64)
-        self.ready = False
+        self.source = SourceMotion(device, config.height, config.width)
+        self.probe = ProbeMotion(device, (config.codec.latent_channels, *config.latent_size), config.tiles)
+        self.per_latent = config.codec.frames
+        self.key: tuple[object, ...] = ()
+        self.since, self.ready = 0, False
 
     def reset(self) -> None:
         self.age_HW[:] = 0
-        self.ready = False
+        self.source.reset()
+        self.probe.reset()
+        self.key, self.since, self.ready = (), 0, False
 
     def keep(self, clean_BTCHW: Tensor, tiles: Tiles | None) -> Tensor:
         """Take a chunk's clean latents, a column where `tiles` are chosen. Returns those of the whole chunk.
@@ -57,14 +68,18 @@ class RegionCache:
         self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
         return whole
 
-    def show(self, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+    def show(self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None) -> Tensor:
         """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
 
-        Held tiles show the same bytes in all of them.
+        Held tiles show the same bytes in all of them. faded: tiles that did not move and come in gently.
         """
         if tiles is not None:
             whole = self.picture_CHW.expand(len(frames_TCHW), -1, -1, -1).clone()
             tiles.scatter(frames_TCHW, whole)
+            if faded is not None and len(faded):
+                old, new = faded.gather(self.picture_CHW).float(), faded.gather(whole).float()
+                share = torch.linspace(0, 1, len(whole) + 1, device=new.device)[1:, None, None, None]
+                faded.scatter(torch.lerp(old.expand_as(new), new, share).round_().to(torch.uint8), whole)
             frames_TCHW = whole
         self.picture_CHW.copy_(frames_TCHW[-1])
         return frames_TCHW
@@ -73,14 +88,21 @@ class RegionCache:
 class RegionAttention(CachedAttention):
     """CachedAttention that remembers what it computed, and can go on with chosen tiles alone.
 
-    step: the denoise pass that is being run; the caller counts it.
+    step: the denoise pass that is being run; the caller counts it. sigmas: the schedule; keys that were carried from
+    another one are of other passes, and the clean ones serve instead until a dense chunk has made new ones.
     """
 
     def __init__(
-        self, cache: KVCache, student: Student, grid: tuple[int, int], chunk: int, regions: RegionCache
+        self,
+        cache: KVCache,
+        student: Student,
+        grid: tuple[int, int],
+        chunk: int,
+        regions: RegionCache,
+        sigmas: Sequence[float],
     ) -> None:
         super().__init__(cache, student, grid, chunk)
-        self.regions, self.grid, self.step = regions, grid, 0
+        self.regions, self.grid, self.sigmas, self.step = regions, grid, tuple(sigmas), 0
         self.choose(None)
 
     def choose(self, tiles: Tiles | None) -> None:
@@ -93,9 +115,11 @@ class RegionAttention(CachedAttention):
         same_step = not self.writing and self.regions.carry == "same_step"
         if self._tokens_N is None:
             if same_step:
+                self.regions.sigmas = self.sigmas
                 self.regions.keys[self.step, layer] = k.unflatten(1, (-1, self.tokens))[0]
                 self.regions.values[self.step, layer] = v.unflatten(1, (-1, self.tokens))[0]
             return super().__call__(layer, q, k, v)
+        same_step = same_step and self.regions.sigmas == self.sigmas
         past_k, past_v = self.past(layer)
         q, k, v = rotate(q, self._active_rows), *(x.unflatten(1, (-1, len(self._tokens_N))) for x in (k, v))
         if not self.writing and self.regions.carry == "none":

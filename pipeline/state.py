@@ -4,14 +4,19 @@ from dataclasses import dataclass
 
 from pipeline.codec import CodecMemory
 from pipeline.kv_cache import KVCache
+from pipeline.region_cache import RegionCache
 from pipeline.student import TextKV
 
 
 @dataclass
 class StreamState:
-    """index: the next chunk. prompt, text: the prompt that the cross-attention keys in `text` belong to."""
+    """index: the next chunk. prompt, text: the prompt that the cross-attention keys in `text` belong to.
+
+    regions: None for a model that cannot hold tiles.
+    """
 
     cache: KVCache
+    regions: RegionCache | None
     encoder: CodecMemory
     decoder: CodecMemory
     seed: int
@@ -21,6 +26,8 @@ class StreamState:
 
     def reset(self, seed: int) -> None:
         self.cache.reset()
+        if self.regions is not None:
+            self.regions.reset()
         self.encoder.reset()
         self.decoder.reset()
         self.seed, self.index = seed, 0

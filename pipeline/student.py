@@ -158,9 +158,9 @@ class Student(nn.Module):
         """Tokens (B, N, D)."""
         parts, (batch, frames, _, *size) = [latents_BTCHW], latents_BTCHW.shape
         if self.config.position_channels:
-            whole = tiles.whole(latents_BTCHW) if tiles else size
+            whole = size if tiles is None else tiles.whole(latents_BTCHW)
             where = positions(self.config.position_channels, *whole).to(latents_BTCHW)
-            where = tiles.gather(where) if tiles else where
+            where = where if tiles is None else tiles.gather(where)
             parts.append(where.expand(batch, frames, -1, -1, -1))
         if self.config.control_channels:
             if control_BTCHW is None:

@@ -45,7 +45,7 @@ class Stream:
         self.made = 0
 
     def attend(self) -> RegionAttention:
-        return RegionAttention(self.cache, self.student, self.config.grid, self.config.chunk, self.regions)
+        return RegionAttention(self.cache, self.student, self.config.grid, self.config.chunk, self.regions, (0.9, 0.4))
 
     def draw(self, seed: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
