@@ -40,7 +40,8 @@ class Chunk:
 
     index: position in the stream, from 0. epoch: copied from the Controls that made it.
     frames_THWC: uint8 RGB. latents_TCHW: float32, the clean latents that the frames were decoded from.
-    active_HW: the tiles that were computed, the others were held; None: all of them.
+    active_HW: the tiles that were computed, the others were held; None: all of them. refreshed_HW: those that were
+    computed for their age alone.
     """
 
     index: int
@@ -48,3 +49,4 @@ class Chunk:
     frames_THWC: np.ndarray
     latents_TCHW: np.ndarray
     active_HW: np.ndarray | None = None
+    refreshed_HW: np.ndarray | None = None

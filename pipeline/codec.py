@@ -129,6 +129,16 @@ class TileMemory:
         """For one run over a chunk: of these tiles, (T * n, C, h, w), or of all, (T, C, H, W)."""
         assert tiles is None or self.valid, "chosen tiles need neighbours that were computed"
         before, self._last, self.valid, place = self._last, tiles, True, iter(range(1 << 20))
+        known: dict[tuple[bool, int], Tensor] = {}
+
+        def cells(of: Tiles, size: int, width: int, new: bool) -> Tensor:
+            """Where in a map the cells of these tiles are, tile by tile."""
+            if (new, size) not in known:
+                y, x = of.index_N // of.columns * size + 1, of.index_N % of.columns * size + 1
+                step = torch.arange(size, device=y.device)
+                rows, columns = y[:, None, None] + step[:, None], x[:, None, None] + step
+                known[new, size] = (rows * width + columns).flatten()
+            return known[new, size]
 
         def whole(layer: nn.Conv2d, x: Tensor) -> Tensor:
             if layer.kernel_size != (1, 1):
@@ -143,17 +153,21 @@ class TileMemory:
                 return layer(x)
             assert tiles is not None
             seen, size = self.maps[next(place)], x.shape[-1]
-            inner = seen[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+            (count, _, width, channels), flat = seen.shape, seen.flatten(1, 2)
             # What was computed a chunk ago and is held now: its newest frame stands for every frame.
             if before is None:
-                inner[:-1] = inner[-1:]
+                flat[:-1] = flat[-1:]
             else:
-                before.scatter(before.gather(inner[-1:]), inner[:-1])
-            tiles.scatter(x.unflatten(0, (-1, len(tiles))).transpose(1, 2).flatten(2, 3), inner)
-            windows = seen.unfold(1, size + 2, size).unfold(2, size + 2, size)
-            y, x_ = tiles.index_N // tiles.columns, tiles.index_N % tiles.columns
-            near = windows[:, y, x_].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            return F.conv2d(near, layer.weight, layer.bias)
+                stale = cells(before, size, width, False)
+                flat[:-1].index_copy_(1, stale, flat[-1:].index_select(1, stale).expand(count - 1, -1, -1))
+            own = cells(tiles, size, width, True)
+            flat.index_copy_(1, own, x.permute(0, 2, 3, 1).reshape(count, -1, channels))
+            # The convolution as one product: a library's own is slow on many small pictures.
+            step = torch.arange(-1, 2, device=own.device)
+            around = (own[:, None, None] + step[:, None] * width + step).flatten()
+            columns = flat.index_select(1, around).view(-1, 9 * channels)
+            made = F.linear(columns, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
+            return made.view(-1, size, size, len(layer.weight)).permute(0, 3, 1, 2)
 
         return whole if tiles is None else chosen
 

@@ -7,6 +7,7 @@ With regions, a `Plan` says which tiles are computed: their columns take the sam
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ class Engine:
     def open(self, seed: int) -> StreamState:
         cache = KVCache.of(self.config, device=self.device)
         regions = RegionCache(self.config, device=self.device) if self.config.tiles else None
-        return StreamState(cache, regions, CodecMemory(), CodecMemory(), seed)
+        return StreamState(cache, CodecMemory(), CodecMemory(), seed, regions=regions)
 
     def reset(self, state: StreamState, seed: int) -> None:
         """Forget the stream, in place: what follows equals a fresh `open(seed)`."""
@@ -107,8 +108,9 @@ class Engine:
             whole, frames_TCHW = self._decode(state, clean, plan)
         with self.trace("convert"):
             pixels = frames_TCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            active = None if plan is None else plan.mask_HW
-            chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy(), active)
+            chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy())
+            if plan is not None:
+                chunk = replace(chunk, active_HW=plan.mask_HW, refreshed_HW=plan.refreshed_HW)
         state.index += 1
         return chunk
 

@@ -130,7 +130,8 @@ class RegionAttention(CachedAttention):
             else:
                 newest, frames = self.cache.newest(layer), k.shape[1]
                 keys, values = (held[:, None].expand(-1, frames, -1, -1, -1).clone() for held in newest)
-            keys[:, :, self._tokens_N], values[:, :, self._tokens_N] = k, v
+            keys.index_copy_(2, self._tokens_N, k)
+            values.index_copy_(2, self._tokens_N, v)
             if self.writing:
                 self.cache.write(layer, keys, values)
             own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)

@@ -16,13 +16,13 @@ class StreamState:
     """
 
     cache: KVCache
-    regions: RegionCache | None
     encoder: CodecMemory
     decoder: CodecMemory
     seed: int
     index: int = 0
     prompt: str | None = None
     text: TextKV | None = None
+    regions: RegionCache | None = None
 
     def reset(self, seed: int) -> None:
         self.cache.reset()
