@@ -99,10 +99,10 @@ def speeds(engine: Any, size: str, chunks: int) -> list[Row]:
         sparse, dense = Clock(), Clock()
         for _ in range(chunks):
             other = deepcopy(state)
-            dense.time(lambda other=other: engine.step(other, prompt))  # type: ignore[misc]
+            dense.time(lambda other=other: engine.step(other, prompt))
             if mask.all():  # everything moves: a dense chunk, and what remembering it costs
                 state.regions.ready = False
-            sparse.time(lambda paint=paint: engine.step(state, replace(prompt, paint=paint)))  # type: ignore[misc]
+            sparse.time(lambda paint=paint: engine.step(state, replace(prompt, paint=paint)))
         rows.append({"size": size, "mode": "given mask", "active_fraction": float(mask.mean())} | paired(dense, sparse))
     return rows
 
@@ -143,8 +143,8 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
     for index, source in enumerate(sources):
         true, seen = source if source is not None else (None, None)
         twin, floor = deepcopy(state), deepcopy(state)
-        chunk: Chunk = sparse.time(lambda seen=seen: engine.step(state, controls, seen))  # type: ignore[misc]
-        other: Chunk = dense.time(lambda twin=twin, seen=seen: engine.step(twin, plain, seen))  # type: ignore[misc]
+        chunk: Chunk = sparse.time(lambda seen=seen: engine.step(state, controls, seen))
+        other: Chunk = dense.time(lambda twin=twin, seen=seen: engine.step(twin, plain, seen))
         if chunk.active_HW is None and index < 3:  # nothing can be held yet
             del sparse.wall_ms[-1], sparse.cpu_ms[-1], dense.wall_ms[-1], dense.cpu_ms[-1]
         every = np.ones(engine.config.tiles, bool)
@@ -152,7 +152,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
         if shown is not None and index >= 3:
             active.append(float(mask.mean()))
             # What the held tiles stand on against what is there now; for text, what a dense chunk would have drawn.
-            now, before = (other.frames_THWC, shown) if true is None else (true, stood_on)
+            now, before = (other.frames_THWC, shown) if true is None or stood_on is None else (true, stood_on)
             truth = figures.true_change(now, before)
             masks.append((truth, mask))
             asked = mask if chunk.refreshed_HW is None else mask & ~chunk.refreshed_HW

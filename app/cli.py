@@ -86,6 +86,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The same seed makes the same clip.")] = 7,
     clip: Annotated[Path | None, typer.Option("--input", help="A video to follow.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How far it may leave the video.")] = 0.6,
+    structure: Annotated[float, typer.Option(min=0, max=1, help="How closely it keeps to the video's outlines.")] = 0.0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
     device: Device = "cpu",
@@ -116,7 +117,7 @@ def generate(
 
         unknown_words = run(
             LoadEngine(model, device, chosen),
-            Controls(prompt, seed, strength),
+            Controls(prompt, seed, strength, structure),
             seconds,
             out_path,
             clip=clip,

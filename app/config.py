@@ -1,6 +1,7 @@
 """The settings of a server: few, typed, strict. Only `app.cli` makes one; nothing else reads the environment."""
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=256, description="none: by the cores this process may use")
     workers: int = Field(1, ge=1, le=16, description="worker processes; each serves one viewer at a time")
     queue: int = Field(4, ge=0, le=64, description="viewers who may wait for a place")
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field((), description="names that the server goes by, with commas")
     ice_servers: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="like stun:host:3478, with commas between"
     )
@@ -37,7 +39,15 @@ class Settings(BaseSettings):
         """Of each worker."""
         return self.threads or default_threads(self.workers)
 
-    @field_validator("ice_servers", mode="before")
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @field_validator("hosts", "ice_servers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

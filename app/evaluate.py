@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 SHEET_PROMPTS, CAMERA_CLIPS, CAMERA_CHUNKS = 24, 5, 4
 NOISE_CLIPS = 24  # kept at their full size, 6 MB each
-STRENGTHS = (0.3, 0.6)
+FOLLOWED = ((0.3, 0.0), (0.6, 0.0), (0.9, 1.0))  # strength, structure
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,12 @@ def camera_prompts(engine: Engine) -> list[str]:
 
 
 def camera_rows(student: Engine, watch: Watch) -> list[list[Pictures]]:
-    """The camera, and what comes of it at each strength: three pictures each."""
+    """The camera, and what comes of it at each strength and structure: three pictures each."""
     clips = codec.camera_clips(student.config, CAMERA_CLIPS, CAMERA_CHUNKS)
     pairs = list(zip(clips, camera_prompts(student), strict=True))
     found = []
     for clip, prompt in watch(pairs, "camera"):
-        shown = [clip, *(measured.follow_camera(student, prompt, clip, strength) for strength in STRENGTHS)]
+        shown = [clip, *(measured.follow_camera(student, prompt, clip, *how) for how in FOLLOWED)]
         found.append([picture for each in shown for picture in shrink(each[[0, len(each) // 2, -1]])])
     return found
 

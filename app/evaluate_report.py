@@ -79,7 +79,8 @@ def page(found: Findings, told: Told, folder: str, notes: str = NO_NOTES) -> str
         f"![Contact sheet of prompts]({folder}/prompts.jpg)",
         _numbered(told.prompts),
         "## Camera",
-        "Generic clips as the camera. Three pictures each: the camera, then strength 0.3, then 0.6.",
+        "Generic clips as the camera. Three pictures each: the camera, strength 0.3, strength 0.6, and strength 0.9 "
+        "with all of the outlines.",
         f"![Contact sheet of camera clips]({folder}/camera.jpg)",
         _numbered(told.camera_prompts),
         NOTES,

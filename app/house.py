@@ -61,10 +61,11 @@ class House:
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The model as the page needs to know it."""
     names = ("name", "width", "height", "fps", "frames_per_chunk", "prompt_limit")
-    return {name: getattr(config, name) for name in names} | {"examples": list(config.examples)}
+    able = {"structure": config.student.control_channels > 0}
+    return {name: getattr(config, name) for name in names} | {"examples": list(config.examples)} | able
 
 
 def defaults(config: ModelConfig) -> dict[str, Any]:
     """What is drawn until the page says otherwise."""
     start = Controls(prompt=config.examples[0] if config.examples else "")
-    return {"prompt": start.prompt, "seed": start.seed, "strength": start.strength}
+    return {name: getattr(start, name) for name in ("prompt", "seed", "strength", "structure")}

@@ -9,6 +9,7 @@ import platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -182,7 +183,12 @@ def create_app(
 
     @app.websocket("/ws")
     async def session(socket: WebSocket) -> None:
-        if not same_origin(socket.headers.get("origin"), socket.headers.get("host")):
+        host = socket.headers.get("host")
+        if not known_host(host, settings):
+            log.warning("refused a WebSocket for the host %r; if it is yours, name it in STILLSTREAM_HOSTS", host)
+            await socket.close(1008)
+            return
+        if not same_origin(socket.headers.get("origin"), host):
             log.warning("refused a WebSocket from another site")
             await socket.close(1008)
             return
@@ -211,6 +217,20 @@ async def _load(stage: Stage, on_failure: Callable[[Exception], None]) -> None:
 def same_origin(origin: str | None, host: str | None) -> bool:
     """A browser names the page's origin; another site's page must not drive this server. Tools send none."""
     return origin is None or urlsplit(origin).netloc == host
+
+
+def known_host(host: str | None, settings: Settings) -> bool:
+    """Any site can let a name of its own point here, and its page would then have the same origin; an address cannot.
+
+    A server that others may reach answers to every name, unless its own are told.
+    """
+    name = urlsplit(f"//{host or ''}").hostname or ""
+    try:
+        ip_address(name)
+    except ValueError:
+        told = {"localhost", *settings.hosts}
+        return name in told or not (settings.hosts or settings.loopback)
+    return True
 
 
 def versions() -> dict[str, Any]:

@@ -221,7 +221,7 @@ class Session:
 
     def _control(self, message: ControlsMessage) -> None:
         now = self._inbox.controls
-        asked = message.model_dump(include={"prompt", "seed", "strength"}, exclude_none=True)
+        asked = message.model_dump(include={"prompt", "seed", "strength", "structure"}, exclude_none=True)
         changes = {name: value for name, value in asked.items() if value != getattr(now, name)}
         camera_moved = message.camera is not None and message.camera != self._camera.on
         if camera_moved:

@@ -9,9 +9,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import PipelineError
-from pipeline.structure import CHANNELS
-from pipeline.tiles import PIXELS
 
+STRUCTURE_PARTS = 4  # a latent cell's structure: its edges in so many parts each way
+STRUCTURE_CHANNELS = STRUCTURE_PARTS**2
+TILE_PIXELS = 32  # height and width of a tile of the motion mask, for every model
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -124,8 +125,8 @@ class ModelConfig:
             raise ValueError(
                 f"latents, positions and control have {channels} channels, the student {student.in_channels}"
             )
-        if student.control_channels not in (0, CHANNELS):
-            raise ValueError(f"structure has {CHANNELS} channels, control_channels is {student.control_channels}")
+        if student.control_channels not in (0, STRUCTURE_CHANNELS):
+            raise ValueError(f"control_channels is {student.control_channels}; structure has {STRUCTURE_CHANNELS}")
 
     @property
     def frames_per_chunk(self) -> int:
@@ -151,12 +152,12 @@ class ModelConfig:
         """Rows and columns of mask tiles; None where they do not cover the picture in whole tokens."""
         stride, (_, high, wide) = self.codec.spatial_stride, self.student.patch_size
         if (
-            any(size % PIXELS for size in (self.height, self.width))
-            or PIXELS % (stride * high)
-            or PIXELS % (stride * wide)
+            any(size % TILE_PIXELS for size in (self.height, self.width))
+            or TILE_PIXELS % (stride * high)
+            or TILE_PIXELS % (stride * wide)
         ):
             return None
-        return self.height // PIXELS, self.width // PIXELS
+        return self.height // TILE_PIXELS, self.width // TILE_PIXELS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

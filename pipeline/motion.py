@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.tiles import PIXELS
+from pipeline.config import TILE_PIXELS
 
 BLOCK = 4  # pixels: what is compared are means over blocks, which sensor noise hardly moves
-BLOCKS = PIXELS // BLOCK
+BLOCKS = TILE_PIXELS // BLOCK
 GAIN_LIMIT = 0.03  # brightness may drift so far from the held pictures before all of them follow
 NOISE_LIMIT = 0.03  # of 2: more than this is motion, whatever else it looks like
 TEXTURE = 0.03  # deviation within a tile that shows motion at all
@@ -51,7 +51,7 @@ class SourceMotion:
 
     def __init__(self, device: torch.device | str, height: int, width: int) -> None:
         self.reference_CHW = torch.zeros(3, height // BLOCK, width // BLOCK, device=device)
-        self.moving_HW = np.zeros((height // PIXELS, width // PIXELS), bool)
+        self.moving_HW = np.zeros((height // TILE_PIXELS, width // TILE_PIXELS), bool)
         self.noise: float | None = None
         self._newest_CHW = self.reference_CHW.clone()
 

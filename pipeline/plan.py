@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.config import TILE_PIXELS
 from pipeline.motion import Sensitivity
 from pipeline.region_cache import RegionCache
-from pipeline.tiles import PIXELS, Tiles
+from pipeline.tiles import Tiles
 
 BREAK_EVEN = 0.7  # share of tiles above which a dense chunk is as fast
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)  # of columns: few, so that shapes are static
@@ -101,11 +102,11 @@ class Plan:
 
     def _around(self, changed_HW: Tensor) -> np.ndarray:
         """Tiles within reach of a cell that changed much."""
-        stride = PIXELS * len(self.regions.age_HW) // len(changed_HW)
+        stride = TILE_PIXELS * len(self.regions.age_HW) // len(changed_HW)
         reach = -(-REACH // stride)
         wild = (changed_HW > 3 * self.sensitivity.drift).float()[None]
         near = F.max_pool2d(wild, 2 * reach + 1, 1, reach)
-        tiles: np.ndarray = (F.max_pool2d(near, PIXELS // stride)[0] > 0).cpu().numpy()
+        tiles: np.ndarray = (F.max_pool2d(near, TILE_PIXELS // stride)[0] > 0).cpu().numpy()
         return tiles
 
     def _take(self, mask_HW: np.ndarray | None) -> None:

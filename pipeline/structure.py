@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PARTS = 4
-CHANNELS = PARTS * PARTS
+from pipeline.config import STRUCTURE_CHANNELS as CHANNELS
+from pipeline.config import STRUCTURE_PARTS as PARTS
+
+__all__ = ["CHANNELS", "PARTS", "structure"]
 _SOFTNESS = 0.15
 _BLUR = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8

@@ -1,6 +1,6 @@
 """Chosen tiles of a picture: cut them out into a column, put a column back.
 
-A tile is 32 x 32 pixels, whatever it is counted in: pixels, latent cells or tokens; the same choice serves them all.
+A tile is `config.TILE_PIXELS` high and wide. Counted in pixels, latent cells or tokens, the same choice serves them all.
 Knows nothing of why a tile was chosen.
 """
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-
-PIXELS = 32
 
 
 @dataclass(frozen=True)

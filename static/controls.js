@@ -1,5 +1,5 @@
 /**
- * What the viewer wants, and the elements that say it: prompt, seed, strength.
+ * What the viewer wants, and the elements that say it: prompt, seed, strength, structure.
  *
  * Holds the one copy of the wishes, so that a new connection can ask for the same again. Emits `change` with the
  * fields that changed. Knows nothing of the wire.
@@ -7,6 +7,7 @@
 
 const HISTORY_KEY = "stillstream.prompts";
 const HISTORY_LENGTH = 20;
+const SLIDERS = ["strength", "structure"]; // of the camera
 const SLIDER_EVERY_MS = 120;
 const LARGEST_SEED = 2 ** 31 - 1;
 
@@ -16,11 +17,11 @@ const oneLine = (text) => text.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const $ = (id) => document.getElementById(id);
 
 export class Controls extends EventTarget {
-  wishes = { prompt: "", seed: 7, strength: 0.6, paused: false, camera: false };
+  wishes = { prompt: "", seed: 7, strength: 0.6, structure: 0, paused: false, camera: false };
   #touched = new Set();
   #history = readHistory();
   #place = -1; // in the history; -1: a text of one's own
-  #timer = 0;
+  #moved = new Set(); // sliders whose new place is not told yet
 
   constructor() {
     super();
@@ -35,7 +36,7 @@ export class Controls extends EventTarget {
     });
     $("seed").addEventListener("change", () => this.#setSeed($("seed").valueAsNumber));
     $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
-    $("strength").addEventListener("input", () => this.#slide());
+    for (const name of SLIDERS) $(name).addEventListener("input", () => this.#slide(name));
     this.#draw();
   }
 
@@ -46,6 +47,7 @@ export class Controls extends EventTarget {
       if (name in this.wishes && !this.#touched.has(name)) this.wishes[name] = value;
     }
     if (!$("prompt").value && document.activeElement !== $("prompt")) $("prompt").value = this.wishes.prompt;
+    if (model) $("structure-part").hidden = !model.structure;
     if (model?.examples) this.#list($("examples"), model.examples);
     this.#draw();
   }
@@ -79,14 +81,17 @@ export class Controls extends EventTarget {
     this.set({ seed });
   }
 
-  #slide() {
-    this.wishes.strength = Number($("strength").value);
+  #slide(name) {
+    this.wishes[name] = Number($(name).value);
     this.#draw();
-    if (this.#timer) return;
-    this.#timer = setTimeout(() => {
-      this.#timer = 0;
-      this.set({ strength: this.wishes.strength });
-    }, SLIDER_EVERY_MS);
+    if (this.#moved.size === 0) {
+      setTimeout(() => {
+        const fields = Object.fromEntries([...this.#moved].map((moved) => [moved, this.wishes[moved]]));
+        this.#moved.clear();
+        this.set(fields);
+      }, SLIDER_EVERY_MS);
+    }
+    this.#moved.add(name);
   }
 
   #onPromptKey(event) {
@@ -111,11 +116,13 @@ export class Controls extends EventTarget {
   }
 
   #draw() {
-    const { seed, strength, camera } = this.wishes;
+    const { seed, camera } = this.wishes;
     $("seed").value = seed;
-    $("strength").value = strength;
-    $("strength").disabled = !camera;
-    $("strength-value").value = `${Math.round(strength * 100)} %`;
+    for (const name of SLIDERS) {
+      $(name).value = this.wishes[name];
+      $(name).disabled = !camera;
+      $(`${name}-value`).value = `${Math.round(this.wishes[name] * 100)} %`;
+    }
     $("earlier").hidden = this.#history.length === 0;
     this.#list($("history"), this.#history);
     this.#count();

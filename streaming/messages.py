@@ -60,6 +60,7 @@ class ControlsMessage(_Message):
     prompt: str | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
+    structure: Annotated[float, Field(ge=0, le=1)] | None = None
     paused: bool | None = None
     camera: bool | None = None
 

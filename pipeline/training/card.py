@@ -60,7 +60,7 @@ def card(
         "## How it was trained",
         "",
         f"By `stillstream train`, on {source} and, for the autoencoder, generic procedural pictures beside it: "
-        f"{settings.clips.openings} openings of one chunk and {settings.clips.clips} clips. "
+        f"{settings.clips.openings} openings of one chunk and {settings.clips.clips} clips. {_start(settings)}"
         f"Torch {torch.__version__} on {_machine(device)}.",
         "",
         "| stage | what | steps | time | settings |",
@@ -71,6 +71,14 @@ def card(
         "`training.json` all settings.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _start(settings: TrainSettings) -> str:
+    if settings.start is None:
+        return ""
+    name = "the embedded model" if settings.start == "pocket" else f"`{Path(settings.start).name}`"
+    kept = "; its codec stayed as it was" if settings.autoencoder.keep else ""
+    return f"It began with the weights of {name}{kept}. "
 
 
 def _row(name: str, made: Record, settings: StageSettings) -> str:

@@ -149,12 +149,13 @@ def _whole_lines(path: Path) -> int:
 class Batch(NamedTuple):
     """latents_BTCHW: float32. captions: one for each chunk (B * chunks), a clip's first chunk first. known_BK: which
     chunks can be told from their past, float32 of 0 and 1. control_BTCHW: structure, float32 of 0 to 1; 0 where none is
-    told."""
+    told. movers_BTHW: where the main mover is, float32 of 0 and 1; 0 in clips of the user's own."""
 
     latents_BTCHW: Tensor
     captions: list[str]
     known_BK: Tensor
     control_BTCHW: Tensor
+    movers_BTHW: Tensor
 
 
 class Clips:
@@ -168,6 +169,12 @@ class Clips:
         chunk_s = config.frames_per_chunk / config.fps
         self.free = np.array([bool(scenes) and scenes[0].free for scenes in self.scenes])
         self.foreseeable = np.array([foreseeable(plan["starts_s"], chunk_s) for plan in plans])
+        self.movers = np.zeros((*self.latents.shape[:2], *self.latents.shape[3:]), bool)
+        within_s = np.arange(config.frames_per_chunk).reshape(config.chunk, -1) / config.fps
+        for index, plan in enumerate(plans):
+            for place, (scene, start_s) in enumerate(zip(self.scenes[index], plan["starts_s"], strict=False)):
+                for frame, times_s in enumerate(start_s + within_s, place * config.chunk):
+                    self.movers[index, frame] = world.mover_cells(scene, times_s, *config.latent_size)
         self.seed = seed
 
     @property
@@ -183,7 +190,8 @@ class Clips:
         captions = list(self._captions(picked, rng))
         told = np.where([not self.scenes[index] for index in picked], rng.random(size) < 0.5, self.free[picked])
         edges = np.stack([self.structure[index] * keep for index, keep in zip(picked, told, strict=True)])
-        return Batch(latents, captions, known, torch.from_numpy(edges.astype(np.float32) / 255))
+        movers = torch.from_numpy(self.movers[picked].astype(np.float32))
+        return Batch(latents, captions, known, torch.from_numpy(edges.astype(np.float32) / 255), movers)
 
     def _captions(self, picked: np.ndarray, rng: np.random.Generator) -> Iterator[str]:
         for index in picked:

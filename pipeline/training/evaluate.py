@@ -7,7 +7,7 @@ business of `evaluate_codec`.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -289,10 +289,12 @@ def _all_seen(read: Sequence[dict[str, str]], switches: Sequence[Switch]) -> flo
     return float(np.mean(hits))
 
 
-def follow_camera(model: Model, prompt: str, camera_THWC: Pictures, strength: float, seed: int = 7) -> Pictures:
+def follow_camera(
+    model: Model, prompt: str, camera_THWC: Pictures, strength: float, structure: float = 0.0, seed: int = 7
+) -> Pictures:
     """What a stream makes of camera pictures, as many whole chunks as they fill."""
     each, state = model.config.frames_per_chunk, model.open(seed)
-    controls = replace(Controls(prompt, seed), strength=strength)
+    controls = Controls(prompt, seed, strength, structure)
     windows = [camera_THWC[at : at + each] for at in range(0, len(camera_THWC) - each + 1, each)]
     return np.concatenate([model.step(state, controls, window).frames_THWC for window in windows])
 

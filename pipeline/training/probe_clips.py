@@ -83,6 +83,8 @@ class ProbeClips(Dataset[Item]):
         rng = item_rng(self.seed, index // 2)
         scene = replace(world.sample_scene(rng), second=None)
         later_s = float(rng.uniform(0, TIME_LIMIT_S))
+        # Half of the scenes are off the grid: the probe must find a mover where it is, not where it should be.
+        scene = replace(scene, free=bool(rng.random() < 0.5))
         return scene, view_times_s(self.config, later_s if index % 2 else 0.0)
 
     def __getitem__(self, index: int) -> Item:

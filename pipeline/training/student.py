@@ -22,7 +22,7 @@ from pipeline.training.clips import Clips
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.settings import StudentSettings
-from pipeline.training.teacher import Denoiser, Sample, average, compiled, drop_structure, imperfect_past
+from pipeline.training.teacher import MOVER_WEIGHT, Denoiser, Sample, average, compiled, drop_structure, imperfect_past
 
 WALK_STEPS = 8
 PART_WAY_LOWEST = 0.2
@@ -105,7 +105,7 @@ def train_student(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
-        clean, prompts, known, control = data.batch(step + 10**6, count)
+        clean, prompts, known, control, movers = data.batch(step + 10**6, count)
         clean, control = clean.to(device), control.to(device)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
         # One turn in five starts part-way from a real picture, as a webcam stream does.
@@ -131,8 +131,10 @@ def train_student(
                 target = guided_end(teacher, past, noisy, passes[-1], named, bare, control, config, settings.guidance)
             text = denoiser.student.text_kv(words)
             made = clean_said(denoiser, past, noisy, passes[-1], text, control, config)
-        error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))
-        weight = known.to(device)
+        heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)
+        parts = ((made - target).square() * heavy, heavy)
+        squares, weights = (part.unflatten(1, (-1, config.chunk)).sum((2, 3, 4, 5)) for part in parts)
+        error, weight = squares / weights, known.to(device)
         value = ((error + 1e-3).sqrt() * weight).sum() / weight.sum()
         name = f"pass_{turn}" if turn < len(sigmas) else "part_way"
         return value, {name: (error * weight).sum().item() / weight.sum().item()}

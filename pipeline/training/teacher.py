@@ -29,6 +29,7 @@ DRAWN_LOWEST = 0.5
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
 OUTLINES_SEEN = 0.75
+MOVER_WEIGHT = 4.0  # on top of 1: what a place looks like in detail is chance, and would drown the mover
 
 
 Sample = Callable[["Denoiser", Path], Path]
@@ -158,7 +159,7 @@ def train_teacher(
         generator = torch.Generator().manual_seed(step)
         alone = step % 3 == 0
         data, count = (openings, settings.openings) if alone else (clips, settings.clips)
-        clean, prompts, known, control = data.batch(step, count)
+        clean, prompts, known, control, movers = data.batch(step, count)
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
         clean, control = clean.to(device), drop_structure(control.to(device), sigmas, config, generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -171,7 +172,7 @@ def train_teacher(
         # The error of the flow; near the clean end a clean prediction's would count without bound.
         made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
-        weight = per_frame(known.to(device), config).expand_as(clean)
+        weight = (per_frame(known, config) * (1 + MOVER_WEIGHT * movers[:, :, None])).to(device).expand_as(clean)
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
         return error, {"opening" if alone else "clip": error.item()}
 

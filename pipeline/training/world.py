@@ -23,6 +23,7 @@ _PACE = {"slowly": 32.0, "": 64.0, "quickly": 128.0}  # pixels a second in a pic
 _TRAVELS = ("moves left", "moves right")  # these leave at one edge and come in at the other
 _SECOND_SHARE = 0.2
 _SECOND_SIZE = 0.72
+_REACH = 1.1  # of a mover, in radii
 
 __all__ = [
     "COLOURS",
@@ -32,6 +33,7 @@ __all__ = [
     "STYLES",
     "SUBJECTS",
     "Scene",
+    "mover_cells",
     "render",
     "sample_scene",
     "track",
@@ -145,6 +147,17 @@ def track(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192)
     """Centres of the main mover in pixels, (T, 2) as x, y. On the way round an edge, x jumps by the width."""
     pose = _pose(scene, _layout(scene), times_s, width, height)
     return np.stack([pose.x, pose.y], axis=1)
+
+
+def mover_cells(scene: Scene, times_s: ArrayLike, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Cells of a picture that the main mover touches at any of the times, (rows, columns)."""
+    centres = track(scene, times_s, columns, rows)
+    x, y = np.arange(columns) + 0.5, (np.arange(rows) + 0.5)[:, None]
+    reach = rows * _layout(scene).radius * _REACH + 0.5
+    across = x - centres[:, :1]
+    across -= columns * np.rint(across / columns)
+    away = np.hypot(across[:, None, :], y - centres[:, 1, None, None])
+    return np.asarray((away < reach).any(0))
 
 
 def render(scene: Scene, times_s: ArrayLike, width: int = 320, height: int = 192) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.config import Settings
 from app.serve import bind, uvicorn_config
-from app.server import UNSENT_LIMIT, SocketChannel, create_app, same_origin
+from app.server import UNSENT_LIMIT, SocketChannel, create_app, known_host, same_origin
 from app.worker import EngineFactory
 from pipeline.errors import PipelineError
 from tests.app.fakes import LoadLater, load_damaged, load_fake
@@ -325,6 +325,32 @@ def test_the_origin_must_name_the_same_host_and_port() -> None:
     assert same_origin(None, "host:1")
     assert not same_origin("http://host:2", "host:1")
     assert not same_origin("null", "host:1")
+
+
+@pytest.mark.parametrize(
+    ("host", "listens", "names", "known"),
+    [
+        ("127.0.0.1:8000", "127.0.0.1", "", True),
+        ("[::1]:8000", "::1", "", True),
+        ("localhost:8000", "127.0.0.1", "", True),
+        ("evil.example:8000", "127.0.0.1", "", False),
+        ("evil.example", "localhost", "", False),
+        ("video.example", "127.0.0.1", "video.example", True),
+        ("video.example", "0.0.0.0", "", True),
+        ("evil.example", "0.0.0.0", "video.example", False),
+        (None, "127.0.0.1", "", False),
+    ],
+)
+def test_a_server_for_this_machine_answers_to_addresses_and_names_it_knows(
+    host: str | None, listens: str, names: str, known: bool
+) -> None:
+    assert known_host(host, Settings(host=listens, hosts=names)) is known  # type: ignore[arg-type]
+
+
+async def test_a_socket_for_an_unknown_name_is_refused() -> None:
+    async with serving() as server:
+        with pytest.raises(InvalidStatus):
+            await connect("ws://evil.example/ws", host="127.0.0.1", port=int(server.address.rpartition(":")[2]))
 
 
 async def test_a_server_that_ends_hangs_up_and_joins_its_worker() -> None:

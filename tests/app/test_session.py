@@ -81,7 +81,7 @@ async def test_the_page_is_welcomed_with_the_model_and_the_defaults() -> None:
 
     assert welcome["model"]["width"] == CONFIG.width
     assert welcome["model"]["frames_per_chunk"] == CONFIG.frames_per_chunk
-    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6}
+    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6, "structure": 0.0}
 
 
 async def test_an_offer_is_answered_and_the_first_chunk_is_made_before_media_connects() -> None:
@@ -293,6 +293,15 @@ async def test_a_camera_is_not_missed_before_media_is_there() -> None:
         made.track.show()
         await made.worker.make()
         assert made.page.codes == ["camera_stopped"]
+
+
+async def test_strength_and_structure_reach_the_next_chunk_and_stay(live: Scene) -> None:
+    await live.say("controls", id=1, strength=0.9, structure=0.4)
+    await live.say("controls", id=2, structure=0.5)
+    await live.worker.make()
+    await live.worker.make()
+    controls = live.worker.orders[-1].controls
+    assert (controls.strength, controls.structure) == (0.9, 0.5)
 
 
 async def test_changes_while_paused_are_bounded_and_each_is_acked_once(live: Scene) -> None:

@@ -66,7 +66,9 @@ def test_the_camera_shows_up_in_the_picture_where_it_is_and_when(open_page: Open
     viewer = open_page()
     viewer.ask(DARK_ROOM)
     viewer.wait_for_state("live")
+    assert viewer.page.is_disabled("#structure")
     viewer.page.check("#camera")
+    viewer.page.fill("#structure", "0.5")
     viewer.page.fill("#strength", "0.25")
     seen: deque[tuple[float, np.ndarray, np.ndarray]] = deque(maxlen=60)  # time, generated, camera
 

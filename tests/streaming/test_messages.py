@@ -68,6 +68,9 @@ def test_unknown_and_missing_kinds_are_told_apart() -> None:
         {"strength": -0.01},
         {"strength": 1.01},
         {"strength": "0.5"},
+        {"structure": -0.01},
+        {"structure": 1.01},
+        {"structure": "0.5"},
         {"paused": 1},
         {"camera": "yes"},
         {"prompt": 5},
@@ -112,7 +115,20 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["id", "sdp", "candidate", "sdpMid", "sdpMLineIndex", "prompt", "seed", "strength", "paused", "camera", "x"]
+    [
+        "id",
+        "sdp",
+        "candidate",
+        "sdpMid",
+        "sdpMLineIndex",
+        "prompt",
+        "seed",
+        "strength",
+        "structure",
+        "paused",
+        "camera",
+        "x",
+    ]
 )
 KINDS = st.sampled_from(["offer", "candidate", "controls", "reset", "ping", "other"]) | JSON
 LOOKALIKES = st.builds(

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.training.card import Record, card, record
-from pipeline.training.settings import ClipSettings, TrainSettings
+from pipeline.training.settings import AutoencoderSettings, ClipSettings, TrainSettings
 
 
 def test_the_card_names_stages_with_their_steps_time_and_settings(config: ModelConfig) -> None:
@@ -27,6 +27,15 @@ def test_the_card_of_a_model_of_your_own_names_your_clips(config: ModelConfig) -
     text = card(config, settings, {}, {}, "cpu")
     assert "the clips in `cats`" in text
     assert "/home/me" not in text
+
+
+def test_the_card_of_a_run_with_a_start_says_what_it_began_with(config: ModelConfig) -> None:
+    kept = AutoencoderSettings(keep=True)
+    text = card(config, replace(TrainSettings(), start="pocket", autoencoder=kept), {}, {}, "cpu")
+    assert "began with the weights of the embedded model; its codec stayed as it was." in text
+    text = card(config, replace(TrainSettings(), start="/home/me/cats"), {}, {}, "cpu")
+    assert "began with the weights of `cats`." in text
+    assert "began" not in card(config, TrainSettings(), {}, {}, "cpu")
 
 
 def test_a_record_is_what_the_checkpoint_says(tmp_path: Path) -> None:

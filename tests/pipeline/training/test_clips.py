@@ -135,10 +135,12 @@ def test_a_finished_folder_is_left_as_it_is(encoded: Path, config: ModelConfig, 
 
 
 def test_a_batch_repeats_with_its_step_and_has_a_caption_a_chunk(encoded: Path, config: ModelConfig) -> None:
-    latents, prompts, known, control = Clips(encoded, config, seed=1).batch(5, 6)
-    again, prompts_again, _, control_again = Clips(encoded, config, seed=1).batch(5, 6)
+    latents, prompts, known, control, movers = Clips(encoded, config, seed=1).batch(5, 6)
+    again, prompts_again, _, control_again, movers_again = Clips(encoded, config, seed=1).batch(5, 6)
     assert torch.equal(latents, again)
     assert torch.equal(control, control_again)
+    assert torch.equal(movers, movers_again)
+    assert movers.shape == (*latents.shape[:2], *latents.shape[3:])
     assert control.shape == (*latents.shape[:2], CHANNELS, *latents.shape[3:])
     assert prompts == prompts_again
     assert latents.shape == (6, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
@@ -153,7 +155,7 @@ def test_free_scenes_come_with_their_structure_and_the_others_with_none(encoded:
     clips = Clips(encoded, config, seed=1)
     assert 0 < clips.free.sum() < len(clips.free)
     for step in range(4):
-        latents, _, _, control = clips.batch(step, 8)
+        latents, _, _, control, _ = clips.batch(step, 8)
         for clip, edges in zip(latents, control, strict=True):
             index = int(np.flatnonzero((clips.latents == clip.numpy().astype(np.float16)).all((1, 2, 3, 4)))[0])
             assert clips.structure[index].any()

@@ -260,7 +260,7 @@ def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:
 def test_every_other_past_is_drawn_by_the_model_and_an_opening_has_none(
     config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser
 ) -> None:
-    clean, prompts, _, control = data[1].batch(0, 5)
+    clean, prompts, _, control, _ = data[1].batch(0, 5)
     text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
     past = imperfect_past(knowing, clean, text, control, config, torch.Generator().manual_seed(3))
     noised = noised_past(clean, torch.Generator().manual_seed(3))

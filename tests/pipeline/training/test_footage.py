@@ -127,10 +127,11 @@ def test_training_clips_are_cut_from_the_footage_with_its_captions(
     (tmp_path / "a.txt").write_text("a red wall")
     footage = take_in(tmp_path, tmp_path / "out", config, shortest(config))
     encode_clips(config, codec, tmp_path / "clips", count=3, seed=1, footage=footage)
-    latents, prompts, known, _ = Clips(tmp_path / "clips", config, seed=1).batch(0, 2)
+    latents, prompts, known, _, movers = Clips(tmp_path / "clips", config, seed=1).batch(0, 2)
     assert latents.shape[:2] == (2, CHUNKS * config.chunk)
     assert prompts == ["a red wall"] * 2 * CHUNKS
     assert known.all()
+    assert not movers.any()
 
 
 def test_crops_are_cut_from_the_footage_too(tmp_path: Path, config: ModelConfig) -> None:

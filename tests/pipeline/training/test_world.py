@@ -15,6 +15,7 @@ from pipeline.training.world import (
     STYLES,
     SUBJECTS,
     Scene,
+    mover_cells,
     render,
     sample_scene,
     track,
@@ -114,6 +115,19 @@ def test_the_picture_moves_where_the_track_says() -> None:
         red = (frame[..., 0] > 190) & (frame[..., 1] < 80)
         y, x = np.nonzero(red)
         assert np.abs(np.array([x.mean(), y.mean()]) - track(scene, np.array([t]))[0]).max() < 8
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_the_movers_cells_are_those_that_another_mover_would_change(motion: str) -> None:
+    scene = replace(SCENE, motion=motion, place="dark room", style="flat", speed="quickly")
+    for start_s in (0.0, 1.1, 2.3):
+        times = start_s + np.arange(4) / 16
+        other = render(replace(scene, colour="blue"), times).astype(int)
+        changed = np.abs(render(scene, times) - other).max((0, 3)) > 40
+        seen = changed.reshape(12, 16, 20, 16).mean((1, 3)) > 0.1
+        cells = mover_cells(scene, times, 12, 20)
+        assert (cells & seen).sum() > 0.97 * seen.sum()
+        assert cells.sum() < 2.2 * seen.sum()
 
 
 def test_going_round_an_edge_never_jumps() -> None:
