@@ -25,6 +25,8 @@ TEXTS = (
 )
 FOLLOWED = "a room with an audience"
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+WIDE_SHARES = (0.1, 0.2, 0.3, 1.0)
+SPEED, WIDE = "speed", "speed-wide"  # named like scenarios: times against the share of tiles
 OTHER_SEED = 1_000_003
 TOLD = (
     *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "static_error_ratio"),
@@ -35,15 +37,17 @@ KEYS = ("size", "mode", "scenario", "dense_ms", "sparse_ms", *TOLD, *UNMEASURED)
 
 
 def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, names: list[str]) -> list[Row]:
-    """The speed of given masks first, then every scenario. names: scenarios to run; none: all."""
+    """The speed of given masks first, then every scenario. names: what to run of these; none: all."""
     from pipeline.engine import Engine
 
     engine = Engine.load(model, threads=threads)
     config = engine.config
     size = f"{config.width}x{config.height}"
-    rows = (
-        [] if names else [*speeds(engine, size, chunks), *speeds(wide_engine(), "640x384 random", max(2, chunks // 4))]
-    )
+    rows: list[Row] = []
+    if not names or SPEED in names:
+        rows += speeds(engine, size, chunks)
+    if not names or WIDE in names:
+        rows += speeds(wide_engine(), "640x384 random", 2, WIDE_SHARES)
     for name, (scene, noise) in scenes(config.width, config.height).items():
         if not names or name in names:
             sources = [shoot(scene, noise, index) for index in range(chunks)]
@@ -69,7 +73,7 @@ def wide_engine() -> Any:
 
     torch.manual_seed(0)
     student = StudentConfig(
-        num_attention_heads=6, attention_head_dim=128, in_channels=32, out_channels=32, ffn_dim=4096, num_layers=4
+        num_attention_heads=6, attention_head_dim=128, in_channels=32, out_channels=32, ffn_dim=4096, num_layers=2
     )
     codec = CodecConfig(spatial_stride=8, widths=(16, 24, 32))
     config = ModelConfig(name="random", width=640, height=384, student=student, codec=codec)
@@ -79,14 +83,14 @@ def wide_engine() -> Any:
     return Engine(config, *parts)
 
 
-def speeds(engine: Any, size: str, chunks: int) -> list[Row]:
+def speeds(engine: Any, size: str, chunks: int, shares: tuple[float, ...] = SHARES) -> list[Row]:
     """Times against the share of tiles, the mask painted and so exact. All four passes, with the codec."""
     rows_, columns = engine.config.tiles
     state, prompt = engine.open(7), Controls("")
     for _ in range(3):
         engine.step(state, replace(prompt, paint="1" * (rows_ * columns)))
     rows: list[Row] = []
-    for share in SHARES:
+    for share in shares:
         mask = np.zeros((rows_, columns), bool)
         side = max(1, round((share * rows_ * columns) ** 0.5))
         count = max(1, round(share * rows_ * columns))

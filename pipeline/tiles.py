@@ -1,6 +1,6 @@
 """Chosen tiles of a picture: cut them out into a column, put a column back.
 
-A tile is `config.TILE_PIXELS` high and wide. Counted in pixels, latent cells or tokens, the same choice serves them all.
+A tile is `config.TILE_PIXELS` high and wide. In pixels, latent cells or tokens, the same choice serves all.
 Knows nothing of why a tile was chosen.
 """
 
