@@ -10,12 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.motion import ProbeMotion, SourceMotion
 from pipeline.student import CachedAttention, Student, attention, rotate
 from pipeline.tiles import Tiles
+
+SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays further away from it than that
 
 
 class RegionCache:
@@ -71,18 +74,32 @@ class RegionCache:
     def show(self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None) -> Tensor:
         """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
 
-        Held tiles show the same bytes in all of them. faded: tiles that did not move and come in gently.
+        Held tiles show the same bytes in all of them; towards them the others blend into what was there. faded: tiles
+        that did not move, which come in picture by picture as well.
         """
         if tiles is not None:
-            whole = self.picture_CHW.expand(len(frames_TCHW), -1, -1, -1).clone()
-            tiles.scatter(frames_TCHW, whole)
+            count, device = len(frames_TCHW), frames_TCHW.device
+            share = soft_mask(tiles, self.picture_CHW).expand(count, 1, -1, -1)
             if faded is not None and len(faded):
-                old, new = faded.gather(self.picture_CHW).float(), faded.gather(whole).float()
-                share = torch.linspace(0, 1, len(whole) + 1, device=new.device)[1:, None, None, None]
-                faded.scatter(torch.lerp(old.expand_as(new), new, share).round_().to(torch.uint8), whole)
-            frames_TCHW = whole
+                share = share.clone()
+                rising = torch.linspace(0, 1, count + 1, device=device)[1:, None, None, None]
+                faded.scatter(faded.gather(share) * rising, share)
+            old, new = tiles.gather(self.picture_CHW).float(), frames_TCHW.float()
+            blended = torch.lerp(old.expand_as(new), new, tiles.gather(share)).round_().to(torch.uint8)
+            frames_TCHW = self.picture_CHW.expand(count, -1, -1, -1).clone()
+            tiles.scatter(blended, frames_TCHW)
         self.picture_CHW.copy_(frames_TCHW[-1])
         return frames_TCHW
+
+
+def soft_mask(tiles: Tiles, picture_CHW: Tensor) -> Tensor:
+    """How much of each pixel, (H, W), is new: all within the tiles, and less and less towards others."""
+    mask = torch.zeros(picture_CHW.shape[1:], device=picture_CHW.device)
+    tiles.scatter(tiles.gather(mask) + 1, mask)
+    side = 2 * SOFT + 1
+    blurred = F.avg_pool2d(mask[None], (side, 1), 1, (SOFT, 0), count_include_pad=False)
+    blurred = F.avg_pool2d(blurred, (1, side), 1, (0, SOFT), count_include_pad=False)[0]
+    return (2 * blurred - 1).clamp_(0, 1) * mask
 
 
 class RegionAttention(CachedAttention):

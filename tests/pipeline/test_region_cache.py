@@ -167,8 +167,23 @@ def test_held_latents_and_pixels_stay_to_the_bit_and_active_ones_are_replaced(co
     old, new = torch.randint(0, 256, (2, 8, 3, 64, 96), dtype=torch.uint8)
     regions.show(old, None)
     shown = regions.show(tiles.gather(new), tiles)
-    assert torch.equal(tiles.gather(shown), tiles.gather(new))
+    assert torch.equal(shown[..., 32:56, 0:24], new[..., 32:56, 0:24])
     assert torch.equal(held.gather(shown), held.gather(old[-1]).expand(8, -1, -1, -1))
+
+
+def test_a_computed_tile_blends_into_a_held_one_and_a_faded_one_comes_in_picture_by_picture(
+    config: ModelConfig,
+) -> None:
+    regions, left = RegionCache(config), np.array([[1, 1, 0], [1, 1, 0]], bool)
+    regions.show(torch.zeros(8, 3, 64, 96, dtype=torch.uint8), None)
+    bright = torch.full((8, 3, 64, 96), 200, dtype=torch.uint8)
+    faded = np.array([[1, 0, 0], [0, 0, 0]], bool)
+    shown = regions.show(Tiles.of(left).gather(bright), Tiles.of(left), Tiles.of(faded))
+    row = shown[0, 0, 50].int()
+    assert (row[:56] == 200).all()
+    assert (row[64:] == 0).all()
+    assert (row[56:64].diff() < 0).all()
+    assert shown[:, 0, 10, 10].tolist() == [25, 50, 75, 100, 125, 150, 175, 200]
 
 
 def test_a_tile_ages_while_it_is_held(config: ModelConfig) -> None:
