@@ -26,7 +26,8 @@ TEXTS = (
 FOLLOWED = "a room with an audience"
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 WIDE_SHARES = (0.1, 0.2, 0.3, 1.0)
-SPEED, WIDE = "speed", "speed-wide"  # named like scenarios: times against the share of tiles
+# Named like scenarios: times against the share of tiles, and what active tokens see of held ones.
+SPEED, WIDE, CARRY = "speed", "speed-wide", "carry"
 OTHER_SEED = 1_000_003
 TOLD = (
     *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "static_error_ratio"),
@@ -48,6 +49,8 @@ def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, 
         rows += speeds(engine, size, chunks)
     if not names or WIDE in names:
         rows += speeds(wide_engine(), "640x384 random", 2, WIDE_SHARES)
+    if not names or CARRY in names:
+        rows += carries(engine, size)
     for name, (scene, noise) in scenes(config.width, config.height).items():
         if not names or name in names:
             sources = [shoot(scene, noise, index) for index in range(chunks)]
@@ -109,6 +112,31 @@ def speeds(engine: Any, size: str, chunks: int, shares: tuple[float, ...] = SHAR
             sparse.time(lambda paint=paint: engine.step(state, replace(prompt, paint=paint)))
         rows.append({"size": size, "mode": "given mask", "active_fraction": float(mask.mean())} | paired(dense, sparse))
     return rows
+
+
+def carries(engine: Any, size: str, chunks: int = 3) -> list[Row]:
+    """The keys that may stand for held tokens: likeness to a dense chunk within a painted mask around a mover."""
+    rows_, columns = engine.config.tiles
+    mask = np.zeros((rows_, columns), bool)
+    mask[rows_ // 6 : rows_ - 1, columns * 3 // 10 : columns * 8 // 10] = True
+    paint, inner = "".join("1" if cell else "0" for cell in mask.flat), figures.inside(figures.over_pixels(mask))
+    found: dict[str, list[float | None]] = {"same_step": [], "clean": [], "none": []}
+    for seed in (7, 8):
+        begun, plain = engine.open(seed), Controls(TEXTS[0], seed=seed)
+        for _ in range(2 * chunks):
+            engine.step(begun, replace(plain, paint="1" * mask.size))
+        for carry, likeness in found.items():
+            state = deepcopy(begun)
+            state.regions.carry = carry
+            for _ in range(chunks):
+                twin = deepcopy(state)
+                ours, dense = engine.step(state, replace(plain, paint=paint)), engine.step(twin, plain)
+                likeness.append(figures.psnr(ours.frames_THWC, dense.frames_THWC, inner))
+    return [
+        {"size": size, "mode": "carry", "scenario": carry, "psnr_active": figures.mean(likeness)}
+        | {"active_fraction": float(mask.mean())}
+        for carry, likeness in found.items()
+    ]
 
 
 @dataclass

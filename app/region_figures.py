@@ -15,6 +15,13 @@ def over_pixels(mask_HW: np.ndarray, tile: int = 32) -> np.ndarray:
     return pixels
 
 
+def inside(area_HW: np.ndarray, margin: int = 8) -> np.ndarray:
+    """The area without a margin along its border."""
+    side = 2 * margin + 1
+    kept: np.ndarray = cv2.erode(area_HW.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return kept
+
+
 def rms(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | None:
     if not area_HW.any():
         return None

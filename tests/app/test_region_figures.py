@@ -30,6 +30,12 @@ def test_likeness_is_read_in_the_area_alone() -> None:
     assert figures.psnr(frames, frames, np.zeros_like(AREA)) is None
 
 
+def test_the_inside_of_an_area_ends_before_its_border() -> None:
+    inner = figures.inside(AREA)
+    assert inner[40:64, 40:56].all()
+    assert inner.sum() == (32 - 16) * (32 - 8)  # the picture's own edge is no border
+
+
 def test_a_seam_is_a_step_at_the_masks_border() -> None:
     frames = pictures()
     clean, seamed = figures.seam(frames, MASK), figures.seam(brighter(frames, AREA, 12), MASK)
