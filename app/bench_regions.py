@@ -183,16 +183,21 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
         mask = every if chunk.active_HW is None else chunk.active_HW
         if shown is not None and index >= 3:
             active.append(float(mask.mean()))
-            # What the held tiles stand on against what is there now; for text, what a dense chunk would have drawn.
-            now, before = (other.frames_THWC, shown) if true is None or stood_on is None else (true, stood_on)
-            truth = figures.true_change(now, before)
-            masks.append((truth, mask))
-            asked = mask if chunk.refreshed_HW is None else mask & ~chunk.refreshed_HW
-            wanted.append((truth, asked))
+            again: Chunk | None = None
             if chunk.active_HW is not None:
                 floor.seed += OTHER_SEED
                 again = engine.step(floor, replace(plain, seed=floor.seed), seen)
                 compare(found, chunk, other, again, shown)
+            # What the held tiles stand on against what is there now. For text, against what dense chunks draw: what
+            # they do not agree on is their noise.
+            if true is not None and stood_on is not None:
+                truth = figures.true_change(true, stood_on)
+            else:
+                truth = figures.true_change(other.frames_THWC, shown)
+                truth &= figures.true_change(again.frames_THWC, shown) if again else every
+            masks.append((truth, mask))
+            asked = mask if chunk.refreshed_HW is None else mask & ~chunk.refreshed_HW
+            wanted.append((truth, asked))
         if true is not None:
             stood_on = true[-1].copy() if stood_on is None else stood_on
             pixels = figures.over_pixels(mask)

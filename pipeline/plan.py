@@ -18,6 +18,8 @@ from pipeline.region_cache import RegionCache
 from pipeline.tiles import Tiles
 
 BREAK_EVEN = 0.7  # share of tiles above which a dense chunk is as fast
+PROBED_BREAK_EVEN = 0.5  # the same where the first pass is dense
+AGAIN = 0.3  # share of tiles up to which passes are worth running again
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)  # of columns: few, so that shapes are static
 SETTLE = 3  # dense chunks before anything is held: the window then holds what the new prompt drew
 REACH = 16  # pixels around a change that its pictures are seen to change in
@@ -69,14 +71,19 @@ class Plan:
         self._take(self.regions.probe.look(estimate_TCHW, settled, self.sensitivity))
 
     def spreads(self, clean_BTCHW: Tensor) -> bool:
-        """Whether what moves has reached the mask's border: then the passes run again, once, with its neighbours."""
+        """Whether what moves has reached the mask's border: then the passes run again, once, with its neighbours.
+
+        Where that would cost too much, the neighbours' turn comes with the next chunk.
+        """
         if not self.probing or self.checked or self.mask_HW is None:
             return False
         self.checked = True
         reached = self._around(self.changed(clean_BTCHW)) & ~self.mask_HW
-        if reached.any():
-            self._take(self.mask_HW | reached)
-        return bool(reached.any())
+        wide = self.mask_HW | reached
+        if not reached.any() or wide.mean() > AGAIN:
+            return False
+        self._take(wide)
+        return True
 
     def changed(self, clean_BTCHW: Tensor) -> Tensor:
         """How far each cell's latents are from those that were held, (h, w); 0 where they still are."""
@@ -94,6 +101,7 @@ class Plan:
         changed_HW, drawn = self.changed(clean_BTCHW), None
         if self.probing:
             self.regions.probe.keep(changed_HW, self.mask_HW, self.sensitivity)
+            self.regions.probe.moving_HW |= self._around(changed_HW)
         if self.sourced:
             self.regions.source.keep(self.mask_HW)
         if self.mask_HW is not None:
@@ -113,7 +121,8 @@ class Plan:
         """Settle on a mask, or on all tiles."""
         youngest, oldest = OLDEST
         limit = youngest + self.dial * (oldest - youngest)
-        full = None if mask_HW is None else filled(mask_HW, self.regions.age_HW, limit)
+        most = PROBED_BREAK_EVEN if self.probing else BREAK_EVEN
+        full = None if mask_HW is None else filled(mask_HW, self.regions.age_HW, limit, most)
         if mask_HW is None or full is None:
             self.mask_HW = self.refreshed_HW = self.tiles = None
         else:
@@ -124,12 +133,12 @@ class Plan:
         self.tiles = Tiles.of(mask_HW, self.regions.latent_CHW.device)
 
 
-def filled(mask_HW: np.ndarray, age_HW: np.ndarray, limit: float) -> np.ndarray | None:
+def filled(mask_HW: np.ndarray, age_HW: np.ndarray, limit: float, most: float = BREAK_EVEN) -> np.ndarray | None:
     """The mask with all that is too old, filled up to the next size with the oldest; None: dense is as fast."""
     full: np.ndarray = mask_HW | (age_HW >= limit)
     total, count = full.size, int(full.sum())
     size = next((size for share in SIZES if (size := max(1, round(share * total))) >= count), None)
-    if count > BREAK_EVEN * total or size is None:
+    if count > most * total or size is None:
         return None
     by_age = np.argsort(np.where(full, -1, age_HW).flat, kind="stable")[::-1]
     full = full.copy()

@@ -135,17 +135,23 @@ def test_text_alone_holds_what_the_first_pass_leaves_as_it_was(wide: Engine, mon
     assert np.array_equal(chunk.latents_TCHW[0][:, cells], last.latents_TCHW[-1][:, cells])
 
 
-def test_passes_run_again_with_the_neighbours_once_motion_reaches_the_border(
+def test_passes_run_again_with_the_neighbours_once_motion_reaches_the_border_or_these_follow_a_chunk_later(
     wide: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, mask = wide.open(7), np.zeros((4, 6), bool)
-    mask[1, 1] = True
-    for _ in range(SETTLE):
-        wide.step(state, RED)
-    monkeypatch.setattr(ProbeMotion, "look", lambda *_: mask)
-    chunk = wide.step(state, RED)
-    assert chunk.active_HW is not None
-    assert chunk.active_HW[0:3, 0:3].all()
+    """In the corner there are three, in the middle eight, which would cost too much."""
+    corner, middle = np.zeros((2, 4, 6), bool)
+    corner[0, 0], middle[1, 1] = True, True
+    for mask, again in ((corner, True), (middle, False)):
+        state = wide.open(7)
+        for _ in range(SETTLE):
+            wide.step(state, RED)
+        with monkeypatch.context() as patch:
+            patch.setattr(ProbeMotion, "look", lambda *_, mask=mask: mask)
+            chunk = wide.step(state, RED)
+        assert chunk.active_HW is not None
+        assert chunk.active_HW[0:2, 0:2].all() == again
+        assert state.regions is not None
+        assert state.regions.probe.moving_HW[0:2, 0:2].all()
 
 
 def test_a_reset_forgets_what_was_held(wide: Engine) -> None:
