@@ -6,13 +6,14 @@ the KV cache, they are given the position of the chunk that is being made. Knows
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import ModelConfig
+from pipeline.config import TILE_PIXELS, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.motion import ProbeMotion, SourceMotion
 from pipeline.student import CachedAttention, Student, attention, rotate
@@ -94,12 +95,21 @@ class RegionCache:
 
 def soft_mask(tiles: Tiles, picture_CHW: Tensor) -> Tensor:
     """How much of each pixel, (H, W), is new: all within the tiles, and less and less towards others."""
-    mask = torch.zeros(picture_CHW.shape[1:], device=picture_CHW.device)
-    tiles.scatter(tiles.gather(mask) + 1, mask)
-    side = 2 * SOFT + 1
-    blurred = F.avg_pool2d(mask[None], (side, 1), 1, (SOFT, 0), count_include_pad=False)
-    blurred = F.avg_pool2d(blurred, (1, side), 1, (0, SOFT), count_include_pad=False)[0]
-    return (2 * blurred - 1).clamp_(0, 1) * mask
+    held = torch.ones(tiles.rows * tiles.columns, device=picture_CHW.device)
+    held[tiles.index_N] = 0
+    blocks = (
+        held.view(tiles.rows, -1).repeat_interleave(TILE_PIXELS // SOFT, 0).repeat_interleave(TILE_PIXELS // SOFT, 1)
+    )
+    corners = 1 - F.max_pool2d(F.pad(blocks[None], (1, 1, 1, 1), mode="replicate"), 2, 1)[0]
+    down, across = (hats(size).to(corners) for size in picture_CHW.shape[1:])
+    return down @ corners @ across.T
+
+
+@lru_cache(maxsize=4)
+def hats(size: int) -> Tensor:
+    """Linear interpolation from every SOFT-th edge between pixels to the pixels, (size, edges)."""
+    distance = (torch.arange(size)[:, None] + 0.5) / SOFT - torch.arange(size // SOFT + 1)
+    return (1 - distance.abs()).clamp_(min=0)
 
 
 class RegionAttention(CachedAttention):
