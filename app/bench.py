@@ -5,6 +5,7 @@ against their targets and told either way: a slow machine is no error.
 """
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from app import bench_figures as figures
 from app.bench_engine import count_operations, describe_machine, floors, measure_engine
 from app.bench_figures import LOADED, Report
 from app.bench_live import measure_live
+from app.bench_regions import TOLD, Row, measure_regions
 from app.bench_viewer import Plan
 from app.errors import AppError
 from app.worker import LoadEngine, default_threads
@@ -40,12 +42,25 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
     model: Annotated[Path | None, typer.Option(help="A model folder; without it, the pocket student.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="By default chosen by the cores.")] = None,
+    regions: Annotated[bool, typer.Option("--regions", help="Region caching instead: dense beside sparse.")] = False,
+    dial: Annotated[float, typer.Option(min=0.01, max=1, help="With --regions: from quality to speed.")] = 0.5,
+    chunks: Annotated[int, typer.Option(min=4, help="With --regions: chunks of each scenario.")] = 16,
+    scenario: Annotated[list[str] | None, typer.Option(help="With --regions: only these.")] = None,
 ) -> None:
     """Measure this machine: stages, rates, latency, and the same under load."""
     if out is not None and not out.absolute().parent.is_dir():
         raise AppError("out_unwritable", f"There is no folder {out.absolute().parent}.", "Make it first.")
     console, notes = Console(), Console(stderr=True)
     chosen = threads or default_threads()
+    if regions:
+        with notes.status("Dense beside sparse"):
+            rows = measure_regions(model, chosen, dial, chunks, scenario or [])
+        console.print(regions_table(rows))
+        text = json.dumps({"threads": chosen, "dial": dial, "chunks": chunks, "regions": rows})
+        if out is not None:
+            out.write_text(text + "\n")
+        print(text, flush=True)
+        return
     measured: Report = {}
     plan = plan_for(seconds)
     with notes.status("The engine alone") as status:
@@ -102,6 +117,14 @@ def tables(report: Report) -> list[Table]:
     for row in figures.live_rows(report):
         live.add_row(*row)
     return [machine, stages, engine, live]
+
+
+def regions_table(rows: list[Row]) -> Table:
+    table = Table("Size", "Mode", "Scenario", *(_right(name.replace("_", " ")) for name in TOLD))
+    for row in rows:
+        values = ("" if row[name] is None else f"{row[name]:.2f}" for name in TOLD)
+        table.add_row(row["size"], row["mode"], row["scenario"] or "", *values)
+    return table
 
 
 def _right(name: str) -> Column:

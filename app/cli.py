@@ -90,6 +90,9 @@ def generate(
     clip: Annotated[Path | None, typer.Option("--input", help="A video to follow.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How far it may leave the video.")] = 0.6,
     structure: Annotated[float, typer.Option(min=0, max=1, help="How closely it keeps to the video's outlines.")] = 0.0,
+    regions: Annotated[
+        float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
+    ] = 0.0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
     device: Device = "cpu",
@@ -120,7 +123,7 @@ def generate(
 
         unknown_words = run(
             LoadEngine(named(model, device), device, chosen),
-            Controls(prompt, seed, strength, structure),
+            Controls(prompt, seed, strength, structure, regions),
             seconds,
             out_path,
             clip=clip,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from app.admission import Admission
 from app.feed import Track
 from app.metrics import Metrics
-from pipeline.chunk import Controls
+from pipeline.chunk import Chunk, Controls
 from pipeline.config import ModelConfig
 
 
@@ -61,11 +61,19 @@ class House:
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The model as the page needs to know it."""
     names = ("name", "width", "height", "fps", "frames_per_chunk", "prompt_limit")
-    able = {"structure": config.student.control_channels > 0}
+    able = {"structure": config.student.control_channels > 0, "tiles": config.tiles}
     return {name: getattr(config, name) for name in names} | {"examples": list(config.examples)} | able
+
+
+def told_tiles(chunk: Chunk) -> dict[str, Any]:
+    """Which tiles of a chunk were computed: one 0 or 1 for each, row by row; empty: all."""
+    if chunk.active_HW is None:
+        return {"active": "", "active_fraction": 1.0}
+    cells = "".join("1" if cell else "0" for cell in chunk.active_HW.flat)
+    return {"active": cells, "active_fraction": round(float(chunk.active_HW.mean()), 3)}
 
 
 def defaults(config: ModelConfig) -> dict[str, Any]:
     """What is drawn until the page says otherwise."""
     start = Controls(prompt=config.examples[0] if config.examples else "")
-    return {name: getattr(start, name) for name in ("prompt", "seed", "strength", "structure")}
+    return {name: getattr(start, name) for name in ("prompt", "seed", "strength", "structure", "regions")}

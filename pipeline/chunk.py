@@ -17,6 +17,9 @@ class Controls:
     strength: how far the picture may leave the source; 0 keeps the source, 1 ignores it. Unused without a source.
     structure: how closely the picture keeps to the source's outlines, 0 to 1. Unused without a source, and by a model
     that was not trained for it.
+    regions: the dial of region caching, from 0 (off: all is computed) over quality to speed (1). A model that cannot
+    hold tiles computes all.
+    paint: "change only here": one "0" or "1" for each 32 x 32 tile, row by row; all else is held. "": no mask.
     paused: the caller stops asking for chunks; the generator itself never reads it.
     epoch: raised by the caller at each change that makes undelivered frames stale; copied into the Chunk.
     """
@@ -25,6 +28,8 @@ class Controls:
     seed: int = 7
     strength: float = 0.6
     structure: float = 0.0
+    regions: float = 0.0
+    paint: str = ""
     paused: bool = False
     epoch: int = 0
 
@@ -35,9 +40,13 @@ class Chunk:
 
     index: position in the stream, from 0. epoch: copied from the Controls that made it.
     frames_THWC: uint8 RGB. latents_TCHW: float32, the clean latents that the frames were decoded from.
+    active_HW: the tiles that were computed, the others were held; None: all of them. refreshed_HW: those that were
+    computed for their age alone.
     """
 
     index: int
     epoch: int
     frames_THWC: np.ndarray
     latents_TCHW: np.ndarray
+    active_HW: np.ndarray | None = None
+    refreshed_HW: np.ndarray | None = None

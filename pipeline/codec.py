@@ -2,10 +2,13 @@
 
 One latent frame carries `frames` pictures. The encoder reads those pictures alone; the decoder also reads the latent
 frame before, so motion runs on across the border. Every layer looks at a small neighbourhood only (channel norms, no
-spatial statistics), so a tile that does not change decodes to the same pixels wherever the rest moves.
+spatial statistics), so a tile that does not change decodes to the same pixels wherever the rest moves. How a layer sees
+beyond the edge of what is computed is decided by the `near` object handed in: a whole picture has nothing there, chosen
+tiles have what their neighbours held when they were last computed (`TileMemory`).
 Knows nothing of time steps, prompts or the transformer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import CodecConfig
+from pipeline.tiles import Tiles
+
+Near = Callable[[nn.Conv2d, Tensor], Tensor]
+
+
+def alone(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A layer that sees all there is."""
+    return layer(x)
 
 
 class ChannelNorm(nn.Module):
@@ -34,8 +45,8 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(self.norm(x))))
+    def forward(self, x: Tensor, near: Near = alone) -> Tensor:
+        return x + near(self.second, F.silu(near(self.first, self.norm(x))))
 
 
 class RunningNorm(nn.BatchNorm2d):
@@ -92,6 +103,78 @@ def _decoder(config: CodecConfig) -> nn.Sequential:
     )
 
 
+def _run(layers: nn.Sequential, x: Tensor, near: Near) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, Residual):
+            x = layer(x, near)
+        else:
+            x = near(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+    return x
+
+
+class TileMemory:
+    """What each layer that looks at its neighbours saw of every tile: a `near` for whole chunks and for chosen tiles.
+
+    A whole chunk is computed as ever and remembered. Of chosen tiles each layer computes their own part and reads what
+    lies around them here, as it was when it was last computed: nothing is computed twice, and a held neighbour is seen
+    as it is shown. maps: (T, H + 2, W + 2, C) in the order in which the layers ask, with a border of zeros.
+    """
+
+    def __init__(self) -> None:
+        self.maps: list[Tensor] = []
+        self.valid = False
+        self._last: Tiles | None = None
+
+    def begin(self, tiles: Tiles | None) -> Near:
+        """For one run over a chunk: of these tiles, (T * n, C, h, w), or of all, (T, C, H, W)."""
+        assert tiles is None or self.valid, "chosen tiles need neighbours that were computed"
+        before, self._last, self.valid, place = self._last, tiles, True, iter(range(1 << 20))
+        known: dict[tuple[bool, int], Tensor] = {}
+
+        def cells(of: Tiles, size: int, width: int, new: bool) -> Tensor:
+            """Where in a map the cells of these tiles are, tile by tile."""
+            if (new, size) not in known:
+                y, x = of.index_N // of.columns * size + 1, of.index_N % of.columns * size + 1
+                step = torch.arange(size, device=y.device)
+                rows, columns = y[:, None, None] + step[:, None], x[:, None, None] + step
+                known[new, size] = (rows * width + columns).flatten()
+            return known[new, size]
+
+        def whole(layer: nn.Conv2d, x: Tensor) -> Tensor:
+            if layer.kernel_size != (1, 1):
+                index, (count, channels, height, width) = next(place), x.shape
+                if index == len(self.maps):
+                    self.maps.append(x.new_zeros(count, height + 2, width + 2, channels))
+                self.maps[index][:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+            return layer(x)
+
+        def chosen(layer: nn.Conv2d, x: Tensor) -> Tensor:
+            if layer.kernel_size == (1, 1):
+                return layer(x)
+            assert tiles is not None
+            seen, size = self.maps[next(place)], x.shape[-1]
+            (count, _, width, channels), flat = seen.shape, seen.flatten(1, 2)
+            # What was computed a chunk ago and is held now: its newest frame stands for every frame.
+            if before is None:
+                flat[:-1] = flat[-1:]
+            else:
+                stale = cells(before, size, width, False)
+                flat[:-1].index_copy_(1, stale, flat[-1:].index_select(1, stale).expand(count - 1, -1, -1))
+            own = cells(tiles, size, width, True)
+            flat.index_copy_(1, own, x.permute(0, 2, 3, 1).reshape(count, -1, channels))
+            # The convolution as one product: a library's own is slow on many small pictures.
+            step = torch.arange(-1, 2, device=own.device)
+            around = (own[:, None, None] + step[:, None] * width + step).flatten()
+            columns = flat.index_select(1, around).view(-1, 9 * channels)
+            made = F.linear(columns, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
+            return made.view(-1, size, size, len(layer.weight)).permute(0, 3, 1, 2)
+
+        return whole if tiles is None else chosen
+
+    def reset(self) -> None:
+        self.valid = False
+
+
 @dataclass
 class PicturesPending:
     """Pictures of a stream that do not fill a latent frame yet."""
@@ -111,13 +194,16 @@ class PicturesPending:
 
 @dataclass
 class CodecMemory(PicturesPending):
-    """What one stream's codec remembers: pending pictures, and the last decoded latent."""
+    """What one stream's codec remembers: pending pictures, the last decoded latent, and what its layers saw, once tiles
+    are chosen."""
 
     previous_CHW: Tensor | None = None
+    layers: TileMemory = field(default_factory=TileMemory, compare=False)
 
     def reset(self) -> None:
         super().reset()
         self.previous_CHW = None
+        self.layers.reset()
 
 
 class PocketCodec(nn.Module):
@@ -158,6 +244,38 @@ class PocketCodec(nn.Module):
         memory.keep(frames[whole:])
         return self.encode(frames[None, :whole])[0] if whole else None
 
+    def encode_tiles(self, memory: CodecMemory, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Latents of a chunk of whole latent frames, (T, C, h, w), a column of the tiles where some are chosen.
+
+        tiles: None is all of them, remembered for chunks of which a part is encoded.
+        """
+        assert not memory.pending_TCHW, "chosen tiles are encoded in whole latent frames"
+        grouped = frames_TCHW.unflatten(0, (-1, self.config.frames)).flatten(1, 2)
+        made = self._tiled(self.encoder, grouped, memory.layers, tiles)
+        return self.normalise(made) * self.scale
+
+    def decode_tiles(self, memory: CodecMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Decode the next latent frames of a stream, always whole; returns pictures, a column where tiles are chosen.
+
+        tiles: None is all of them, remembered for chunks of which a part is decoded.
+        """
+        before = latents_TCHW[0] if memory.previous_CHW is None else memory.previous_CHW
+        past = torch.cat([before[None], latents_TCHW[:-1]])
+        memory.previous_CHW = latents_TCHW[-1].clone()
+        pair = torch.cat([latents_TCHW / self.scale, past / self.scale], 1)
+        made = self._tiled(self.decoder, pair, memory.layers, tiles)
+        return made.unflatten(1, (self.config.frames, 3)).flatten(0, 1)
+
+    def _tiled(self, layers: nn.Sequential, x: Tensor, memory: TileMemory, tiles: Tiles | None) -> Tensor:
+        """Chosen tiles through layers that see their neighbours, to a column. More than half are cut from a whole."""
+        if tiles is None or len(tiles) > tiles.rows * tiles.columns // 2:
+            made = _run(layers, x.contiguous(memory_format=torch.channels_last), memory.begin(None))
+            return made if tiles is None else tiles.gather(made)
+        near = memory.begin(tiles)
+        batch = tiles.gather(x).unflatten(2, (len(tiles), -1)).transpose(1, 2).flatten(0, 1)
+        made = _run(layers, batch.contiguous(memory_format=torch.channels_last), near)
+        return made.unflatten(0, (-1, len(tiles))).transpose(1, 2).flatten(2, 3)
+
     def decode_push(self, memory: CodecMemory, latents_TCHW: Tensor) -> Tensor:
         """Decode the next latent frames of a stream; returns pictures (T * frames, 3, H, W)."""
         previous = None if memory.previous_CHW is None else memory.previous_CHW[None]
@@ -166,11 +284,14 @@ class PocketCodec(nn.Module):
         return frames
 
 
+def to_bytes(frames_TCHW: Tensor) -> Tensor:
+    """[-1, 1] float -> uint8, the axes as they are."""
+    return frames_TCHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def frames_to_pixels(frames_TCHW: Tensor) -> Tensor:
     """[-1, 1] float TCHW -> uint8 THWC."""
-    return (
-        frames_TCHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    )
+    return to_bytes(frames_TCHW).permute(0, 2, 3, 1).contiguous()
 
 
 def pixels_to_frames(pixels_THWC: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError
 
 STRUCTURE_PARTS = 4  # a latent cell's structure: its edges in so many parts each way
 STRUCTURE_CHANNELS = STRUCTURE_PARTS**2
+TILE_PIXELS = 32  # height and width of a tile of the motion mask, for every model
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -83,6 +84,17 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RegionConfig:
+    """How the model's held tokens are seen by the active ones.
+
+    carry: keys and values that stand for a held token in a denoise pass: those of the same pass when the token was last
+    computed, the clean ones of its last cache pass, or none.
+    """
+
+    carry: Literal["same_step", "clean", "none"] = "same_step"
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """All that is fixed about a model. Sizes in pixels, rates in frames per second."""
 
@@ -98,6 +110,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
 
     def __post_init__(self) -> None:
         cell = (
@@ -133,6 +146,18 @@ class ModelConfig:
     @property
     def tokens_per_frame(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def tiles(self) -> tuple[int, int] | None:
+        """Rows and columns of mask tiles; None where they do not cover the picture in whole tokens."""
+        stride, (_, high, wide) = self.codec.spatial_stride, self.student.patch_size
+        if (
+            any(size % TILE_PIXELS for size in (self.height, self.width))
+            or TILE_PIXELS % (stride * high)
+            or TILE_PIXELS % (stride * wide)
+        ):
+            return None
+        return self.height // TILE_PIXELS, self.width // TILE_PIXELS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

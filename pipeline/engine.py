@@ -2,10 +2,12 @@
 
 A step is one chunk: encode the source if there is one -> denoise passes with the cache frozen -> cache pass on the
 clean latents, which writes keys and values -> decode. The engine owns no stream: all memory is in the StreamState.
+With regions, a `Plan` says which tiles are computed: their columns take the same way, and what is held fills them up.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,18 @@ import torch
 from torch import Tensor
 
 from pipeline.chunk import Chunk, Controls
-from pipeline.codec import CodecMemory, PocketCodec, frames_to_pixels, pixels_to_frames
+from pipeline.codec import CodecMemory, PocketCodec, pixels_to_frames, to_bytes
 from pipeline.config import ModelConfig
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
+from pipeline.plan import Plan
+from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import denoise, draw_noise, levels, levels_from
 from pipeline.state import StreamState
 from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
+from pipeline.tiles import Tiles
 from pipeline.weights import load_parts, pocket_folder
 
 Trace = Callable[[str], AbstractContextManager[object]]
@@ -67,7 +72,8 @@ class Engine:
 
     def open(self, seed: int) -> StreamState:
         cache = KVCache.of(self.config, device=self.device)
-        return StreamState(cache, CodecMemory(), CodecMemory(), seed)
+        regions = RegionCache(self.config, device=self.device) if self.config.tiles else None
+        return StreamState(cache, CodecMemory(), CodecMemory(), seed, regions=regions)
 
     def reset(self, state: StreamState, seed: int) -> None:
         """Forget the stream, in place: what follows equals a fresh `open(seed)`."""
@@ -79,7 +85,7 @@ class Engine:
 
         source_THWC: uint8 RGB, exactly `frames_per_chunk` pictures of the model's size, or None.
         A new seed starts the stream again. Raises PipelineError: `prompt_invalid`, `prompt_too_long`, `seed_invalid`,
-        `strength_invalid`, `structure_invalid`, `source_invalid`.
+        `strength_invalid`, `structure_invalid`, `regions_invalid`, `paint_invalid`, `source_invalid`.
         """
         self.check(controls, source_THWC)
         if controls.seed != state.seed:
@@ -87,13 +93,24 @@ class Engine:
         with self.trace("text"):
             self._read_prompt(state, controls.prompt)
         with self.trace("encode"):
-            source, control = (None, None) if source_THWC is None else self._encode(state, controls, source_THWC)
-        clean = self._denoise(state, controls, source, control)
+            frames_TCHW = (
+                None if source_THWC is None else pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
+            )
+            sigmas = levels(self.config.sampler)
+            if frames_TCHW is not None:
+                sigmas = levels_from(self.config.sampler, controls.strength)
+            plan = self._plan(state, controls, sigmas, frames_TCHW)
+            source, control = None, None
+            if frames_TCHW is not None:
+                source, control = self._encode(state, controls, frames_TCHW, plan)
+        clean = self._denoise(state, sigmas, source, control, plan)
         with self.trace("decode"):
-            frames_TCHW = self.codec.decode_push(state.decoder, clean[0])
+            whole, frames_TCHW = self._decode(state, clean, plan)
         with self.trace("convert"):
-            pixels = frames_to_pixels(frames_TCHW).cpu().numpy()
-            chunk = Chunk(state.index, controls.epoch, pixels, clean[0].cpu().numpy())
+            pixels = frames_TCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy())
+            if plan is not None:
+                chunk = replace(chunk, active_HW=plan.mask_HW, refreshed_HW=plan.refreshed_HW)
         state.index += 1
         return chunk
 
@@ -121,6 +138,22 @@ class Engine:
                 f"The structure {controls.structure!r} is not in 0 to 1.",
                 "Choose one in that range.",
             )
+        if not isinstance(controls.regions, int | float) or not 0 <= controls.regions <= 1:
+            raise PipelineError(
+                "regions_invalid", f"The regions dial {controls.regions!r} is not in 0 to 1.", "Choose a value there."
+            )
+        rows, columns = self.config.tiles or (0, 0)  # (0, 0): such a model computes all, whatever is painted
+        painted = controls.paint
+        if painted and (
+            not isinstance(painted, str)
+            or set(painted) != {"0", "1"} & set(painted) | {"1"}
+            or len(painted) != (rows * columns or len(painted))
+        ):
+            raise PipelineError(
+                "paint_invalid",
+                f"The painted mask {str(painted)[:80]!r} is not {rows} x {columns} tiles of 0 and 1, with a 1.",
+                "Send one 0 or 1 for each tile, row by row, or an empty mask for none.",
+            )
         expected = (self.config.frames_per_chunk, self.config.height, self.config.width, 3)
         if source_THWC is not None and (source_THWC.shape != expected or source_THWC.dtype != np.uint8):
             raise PipelineError(
@@ -135,35 +168,82 @@ class Engine:
             state.text = self.student.text_kv(self.text(tokens))
             state.prompt = prompt
 
-    def _encode(self, state: StreamState, controls: Controls, source_THWC: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def _plan(
+        self, state: StreamState, controls: Controls, sigmas: list[float], frames_TCHW: Tensor | None
+    ) -> Plan | None:
+        """Which tiles to compute; None: no regions are asked for, or this model cannot hold any."""
+        if state.regions is None or not (controls.regions or controls.paint):
+            if state.regions is not None and state.regions.ready:
+                state.regions.reset()
+                state.encoder.layers.reset()
+                state.decoder.layers.reset()
+            return None
+        key = (controls.prompt, tuple(sigmas), controls.structure, frames_TCHW is None)
+        return Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+
+    def _encode(
+        self, state: StreamState, controls: Controls, frames_TCHW: Tensor, plan: Plan | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The source's latents and, where it is asked for and known, its structure."""
-        frames_TCHW = pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
-        latents = self.codec.encode_push(state.encoder, frames_TCHW)
-        assert latents is not None, "a chunk of frames fills its latent frames"
+        if plan is None:
+            latents = self.codec.encode_push(state.encoder, frames_TCHW)
+            assert latents is not None, "a chunk of frames fills its latent frames"
+        else:
+            latents = self.codec.encode_tiles(state.encoder, frames_TCHW, plan.tiles)
         if not (controls.structure and self.config.student.control_channels):
             return latents[None], None
         codec = self.config.codec
-        return latents[None], controls.structure * structure(frames_TCHW, codec.frames, codec.spatial_stride)[None]
+        edges = controls.structure * structure(frames_TCHW, codec.frames, codec.spatial_stride)[None]
+        return latents[None], edges if plan is None or plan.tiles is None else plan.tiles.gather(edges)
 
-    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None, control: Tensor | None) -> Tensor:
-        """Denoise passes, then the cache pass. Returns clean latents (1, T, C, h, w)."""
+    def _denoise(
+        self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
+    ) -> Tensor:
+        """Denoise passes, then the cache pass. Returns clean latents (1, T, C, h, w), a column of the planned tiles."""
         config, text = self.config, state.text
         assert text is not None, "the prompt is read before the first pass"
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
+        if plan is not None:
+            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
 
-        def noise(step: int) -> Tensor:
-            return draw_noise(shape, state.seed, state.index, step).to(self.device)
+        def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
+            def noise(step: int) -> Tensor:
+                drawn = draw_noise(shape, state.seed, state.index, first + step).to(self.device)
+                return drawn if tiles is None else tiles.gather(drawn)
 
-        def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
-            with self.trace(f"denoise_{step}"):
-                timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
-                return self.student(noisy, timesteps, text, attend, control)
+            def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
+                with self.trace(f"denoise_{first + step}"):
+                    if isinstance(attend, RegionAttention):
+                        attend.step = first + step
+                        attend.choose(tiles)
+                    timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
+                    return self.student(noisy, timesteps, text, attend, control, tiles)
 
-        sigmas = levels(config.sampler) if source is None else levels_from(config.sampler, controls.strength)
-        clean = denoise(student, noise, sigmas, source, config.sampler.prediction)
+            return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction)
+
+        if plan is None or not plan.probing:
+            clean = passes(0, None, source, plan.tiles if plan else None)
+        else:
+            probe = passes(0, 1, None, None)
+            plan.see(probe[0])
+            clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
+            while plan.spreads(clean):
+                clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
         with self.trace("cache"):
+            tiles = plan.tiles if plan else None
+            if isinstance(attend, RegionAttention):
+                attend.choose(tiles)
             attend.writing = True
-            self.student(clean, torch.zeros(1, 1, device=self.device), text, attend, control)
+            self.student(clean, torch.zeros(1, 1, device=self.device), text, attend, control, tiles)
             state.cache.commit(config.chunk)
         return clean
+
+    def _decode(self, state: StreamState, clean: Tensor, plan: Plan | None) -> tuple[Tensor, Tensor]:
+        """Whole clean latents and their pictures (T, 3, H, W), uint8."""
+        if plan is None:
+            return clean, to_bytes(self.codec.decode_push(state.decoder, clean[0]))
+        whole, drawn = plan.keep(clean)
+        pictures = to_bytes(self.codec.decode_tiles(state.decoder, whole[0], drawn))
+        faded = None if plan.refreshed_HW is None else Tiles.of(plan.refreshed_HW, self.device)
+        return whole, plan.regions.show(pictures, drawn, faded)

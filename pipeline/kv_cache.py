@@ -2,7 +2,9 @@
 
 Keys are stored before rotation. A frame's position is its place in the remembered past (sink first, then the window by
 age), so positions never grow and a stream has no end. All memory is allocated once. A denoise pass only reads; the
-cache pass writes layer by layer and then commits. Knows nothing of the transformer's layers beyond their number.
+cache pass writes layer by layer and then commits. A token that was held over a chunk stands there with the keys and
+values of its newest computed frame, once for each latent frame of that chunk. Knows nothing of the transformer's layers
+beyond their number.
 """
 
 import torch
@@ -64,6 +66,11 @@ class KVCache:
         """Keys and values of the past in position order, (batch, frames, tokens, heads, head dim) each."""
         slots = self.slots()
         return self.keys[layer][:, slots], self.values[layer][:, slots]
+
+    def newest(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the newest committed frame, (batch, tokens, heads, head dim) each."""
+        slot = self._slot(self.written - 1)
+        return self.keys[layer, :, slot], self.values[layer, :, slot]
 
     def write(self, layer: int, keys_BTNHD: Tensor, values_BTNHD: Tensor) -> None:
         """Store the coming frames of one layer. Only the newest `window` of them can stay."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.config import StudentConfig
 from pipeline.kv_cache import KVCache
+from pipeline.tiles import Tiles
 
 # diffusers imports an installed xformers without a guard, and one that does not fit the machine would end the program.
 # Attention is ours, so nothing is lost.
@@ -139,23 +140,27 @@ class Student(nn.Module):
         text: TextKV,
         attend: Attend,
         control_BTCHW: Tensor | None = None,
+        tiles: Tiles | None = None,
     ) -> Tensor:
         """Flow of each latent.
 
         timesteps_BT: one per latent frame, or T = 1 for all. text: its batch is B times a number of equal groups of
         frames, each group under its own prompt. control_BTCHW: structure to keep to, 0 to 1; none is the same as zeros.
+        tiles: where the latents are columns of chosen tiles: which; `attend` must know them too.
         """
-        tokens = self.embed(latents_BTCHW, control_BTCHW)
+        tokens = self.embed(latents_BTCHW, control_BTCHW, tiles)
         modulation, head_modulation = self.time(timesteps_BT)
         for layer in range(len(self.model.blocks)):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
 
-    def embed(self, latents_BTCHW: Tensor, control_BTCHW: Tensor | None = None) -> Tensor:
+    def embed(self, latents_BTCHW: Tensor, control_BTCHW: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
         """Tokens (B, N, D)."""
         parts, (batch, frames, _, *size) = [latents_BTCHW], latents_BTCHW.shape
         if self.config.position_channels:
-            where = positions(self.config.position_channels, *size).to(latents_BTCHW)
+            whole = size if tiles is None else tiles.whole(latents_BTCHW)
+            where = positions(self.config.position_channels, *whole).to(latents_BTCHW)
+            where = where if tiles is None else tiles.gather(where)
             parts.append(where.expand(batch, frames, -1, -1, -1))
         if self.config.control_channels:
             if control_BTCHW is None:

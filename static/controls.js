@@ -1,5 +1,5 @@
 /**
- * What the viewer wants, and the elements that say it: prompt, seed, strength, structure.
+ * What the viewer wants, and the elements that say it: prompt, seed, strength, structure, regions.
  *
  * Holds the one copy of the wishes, so that a new connection can ask for the same again. Emits `change` with the
  * fields that changed. Knows nothing of the wire.
@@ -8,6 +8,7 @@
 const HISTORY_KEY = "stillstream.prompts";
 const HISTORY_LENGTH = 20;
 const SLIDERS = ["strength", "structure"]; // of the camera
+const DIALS = ["regions"]; // sliders that need no camera
 const SLIDER_EVERY_MS = 120;
 const LARGEST_SEED = 2 ** 31 - 1;
 
@@ -17,7 +18,7 @@ const oneLine = (text) => text.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const $ = (id) => document.getElementById(id);
 
 export class Controls extends EventTarget {
-  wishes = { prompt: "", seed: 7, strength: 0.6, structure: 0, paused: false, camera: false };
+  wishes = { prompt: "", seed: 7, strength: 0.6, structure: 0, regions: 0, paint: "", paused: false, camera: false };
   #touched = new Set();
   #history = readHistory();
   #place = -1; // in the history; -1: a text of one's own
@@ -36,7 +37,7 @@ export class Controls extends EventTarget {
     });
     $("seed").addEventListener("change", () => this.#setSeed($("seed").valueAsNumber));
     $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
-    for (const name of SLIDERS) $(name).addEventListener("input", () => this.#slide(name));
+    for (const name of [...SLIDERS, ...DIALS]) $(name).addEventListener("input", () => this.#slide(name));
     this.#draw();
   }
 
@@ -48,6 +49,7 @@ export class Controls extends EventTarget {
     }
     if (!$("prompt").value && document.activeElement !== $("prompt")) $("prompt").value = this.wishes.prompt;
     if (model) $("structure-part").hidden = !model.structure;
+    if (model) $("regions-part").hidden = !model.tiles;
     if (model?.examples) this.#list($("examples"), model.examples);
     this.#draw();
   }
@@ -118,9 +120,9 @@ export class Controls extends EventTarget {
   #draw() {
     const { seed, camera } = this.wishes;
     $("seed").value = seed;
-    for (const name of SLIDERS) {
+    for (const name of [...SLIDERS, ...DIALS]) {
       $(name).value = this.wishes[name];
-      $(name).disabled = !camera;
+      $(name).disabled = SLIDERS.includes(name) && !camera;
       $(`${name}-value`).value = `${Math.round(this.wishes[name] * 100)} %`;
     }
     $("earlier").hidden = this.#history.length === 0;

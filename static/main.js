@@ -6,6 +6,7 @@
 
 import { Controls } from "./controls.js";
 import { Link, hasWebRTC } from "./peer.js";
+import { Regions } from "./regions.js";
 import { Meter, drawOverlay } from "./stats.js";
 import { Webcam } from "./webcam.js";
 
@@ -24,6 +25,7 @@ const NOTED = new Set(["connecting", "waiting", "closed"]); // where the server'
 const link = new Link(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
 const controls = new Controls();
 const webcam = new Webcam();
+const regions = new Regions((paint) => controls.set({ paint }));
 const view = {
   state: "idle",
   session: "",
@@ -153,6 +155,7 @@ on("ack", ({ id, chunk }) => {
   if (id === view.promptId) $("applied").value = `Taken on with chunk ${chunk}…`;
 });
 on("shown", ({ id }) => meter.shown(id));
+on("regions", (told) => regions.tell(told));
 on("notice", ({ unknown_words }) => drawUnknown(unknown_words));
 on("stats", (stats) => {
   view.server = stats;
@@ -182,6 +185,7 @@ on("ended", () => {
 
 controls.addEventListener("change", ({ detail }) => {
   if ("prompt" in detail) forgive();
+  if ("regions" in detail || "paint" in detail) regions.follow(controls.wishes);
   if (!link.running && "prompt" in detail) begin();
   else if ("prompt" in detail) sendPrompt(detail.prompt);
   else link.send("controls", detail);
@@ -244,6 +248,7 @@ setInterval(measure, 1000);
 function adopt(model, defaults) {
   controls.adopt(model, defaults);
   if (model) webcam.wanted = model;
+  if (model) regions.adopt(model.tiles);
   if (model?.width) document.documentElement.style.setProperty("--aspect", String(model.width / model.height));
 }
 

@@ -27,6 +27,7 @@ __all__ = [
 MESSAGE_BYTES = 8 * 1024
 OFFER_BYTES = 64 * 1024
 PROMPT_LIMIT = 300
+TILES_LIMIT = 4096
 
 # The largest integer that JavaScript holds exactly: ids are echoed and must come back unchanged.
 Id = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -61,6 +62,8 @@ class ControlsMessage(_Message):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
     structure: Annotated[float, Field(ge=0, le=1)] | None = None
+    regions: Annotated[float, Field(ge=0, le=1)] | None = None
+    paint: Annotated[str, Field(max_length=TILES_LIMIT, pattern=r"^(?:[01]*1[01]*)?$")] | None = None
     paused: bool | None = None
     camera: bool | None = None
 

@@ -13,13 +13,13 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from pipeline.chunk import Controls
 from pipeline.codec import CodecMemory, PocketCodec
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
-from pipeline.sampler import clean_from, draw_noise, levels
+from pipeline.plan import Plan
+from pipeline.sampler import clean_from, draw_noise
 from pipeline.state import StreamState
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
@@ -64,14 +64,16 @@ class GuidedTeacher(Engine):
             state.text = self.student.text_kv(self.text(tokens))
             state.prompt = prompt
 
-    def _denoise(self, state: StreamState, controls: Controls, source: Tensor | None, control: Tensor | None) -> Tensor:
-        assert source is None, "the teacher follows no camera"
+    def _denoise(
+        self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
+    ) -> Tensor:
+        assert source is None and plan is None, "the teacher follows no camera and holds nothing"
         config, text = self.config, state.text
         assert text is not None, "the prompt is read before the first pass"
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
-        for high, low in pairwise([*levels(config.sampler), 0.0]):
+        for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)
             out = self.student(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
             told, free = clean_from(config.sampler.prediction, out, both, high).split(1)

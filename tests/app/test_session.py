@@ -81,7 +81,7 @@ async def test_the_page_is_welcomed_with_the_model_and_the_defaults() -> None:
 
     assert welcome["model"]["width"] == CONFIG.width
     assert welcome["model"]["frames_per_chunk"] == CONFIG.frames_per_chunk
-    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6, "structure": 0.0}
+    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6, "structure": 0.0, "regions": 0.0}
 
 
 async def test_an_offer_is_answered_and_the_first_chunk_is_made_before_media_connects() -> None:
@@ -302,6 +302,22 @@ async def test_strength_and_structure_reach_the_next_chunk_and_stay(live: Scene)
     await live.worker.make()
     controls = live.worker.orders[-1].controls
     assert (controls.strength, controls.structure) == (0.9, 0.5)
+
+
+async def test_the_dial_and_a_painted_mask_reach_the_next_chunk_and_each_chunk_tells_what_was_computed(
+    live: Scene,
+) -> None:
+    await live.worker.make()
+    assert not live.page.of("regions")
+    await live.say("controls", id=1, regions=0.5, paint="01")
+    await live.worker.make()
+    controls = live.worker.orders[-1].controls
+    assert (controls.regions, controls.paint) == (0.5, "01")
+    told = live.page.of("regions")[-1]
+    assert (told["active"], told["active_fraction"]) == ("", 1.0)
+    await live.say("controls", id=2, regions=0, paint="")
+    await live.worker.make()
+    assert live.worker.orders[-1].controls.paint == ""
 
 
 async def test_changes_while_paused_are_bounded_and_each_is_acked_once(live: Scene) -> None:

@@ -1,0 +1,107 @@
+"""Figures of region caching, from pictures and masks alone: uint8 (T, H, W, 3), boolean (H, W).
+
+Each is a small pure function. Knows no engine and no clock.
+"""
+
+import cv2
+import numpy as np
+
+CHANGED = 8  # of 255: a difference that a person could see
+CHANGED_PIXELS = 12  # of a tile
+
+
+def over_pixels(mask_HW: np.ndarray, tile: int = 32) -> np.ndarray:
+    pixels: np.ndarray = np.kron(mask_HW, np.ones((tile, tile), bool))
+    return pixels
+
+
+def inside(area_HW: np.ndarray, margin: int = 8) -> np.ndarray:
+    """The area without a margin along its border."""
+    side = 2 * margin + 1
+    kept: np.ndarray = cv2.erode(area_HW.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return kept
+
+
+def rms(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | None:
+    if not area_HW.any():
+        return None
+    difference = one[:, area_HW].astype(np.float64) - other[:, area_HW]
+    return float(np.sqrt((difference**2).mean()))
+
+
+def psnr(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | None:
+    """Decibels, at most 60."""
+    error = rms(one, other, area_HW)
+    return None if error is None else 60.0 if error < 0.255 else float(20 * np.log10(255 / error))
+
+
+def ssim(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | None:
+    """Structural similarity of the grey pictures (Wang et al. 2004, a Gaussian window of 1.5), over an area."""
+    if not area_HW.any():
+        return None
+
+    def smooth(picture: np.ndarray) -> np.ndarray:
+        blurred: np.ndarray = cv2.GaussianBlur(picture, (11, 11), 1.5)
+        return blurred
+
+    values = []
+    for a_HWC, b_HWC in zip(one, other, strict=True):
+        a, b = a_HWC.mean(-1, dtype=np.float64), b_HWC.mean(-1, dtype=np.float64)
+        mean_a, mean_b = smooth(a), smooth(b)
+        var_a, var_b, both = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2, smooth(a * b) - mean_a * mean_b
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        similar = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        values.append(similar[area_HW].mean())
+    return float(np.mean(values))
+
+
+def ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else ours / theirs
+
+
+def seam(frames: np.ndarray, mask_HW: np.ndarray, tile: int = 32) -> float | None:
+    """Mean step from pixel to pixel across the mask's border, over that across the lines beside it."""
+    values = frames.astype(np.float64)
+    at, beside = [], []
+    for axis, (rows, columns) in ((0, (1, 0)), (1, (0, 1))):
+        border = np.diff(mask_HW, axis=axis)
+        for place_y, place_x in zip(*np.nonzero(border), strict=True):
+            y, x = (place_y + rows) * tile, (place_x + columns) * tile
+            lines = slice(x, x + tile) if axis == 0 else slice(y, y + tile)
+            cut = y if axis == 0 else x
+            band = values[:, cut - 4 : cut + 4, lines] if axis == 0 else values[:, lines, cut - 4 : cut + 4]
+            steps = np.abs(np.diff(band, axis=1 if axis == 0 else 2)).mean((0, 2, 3) if axis == 0 else (0, 1, 3))
+            at.append(steps[3])
+            beside.append(np.delete(steps, 3).mean())
+    return ratio(float(np.mean(at)), float(np.mean(beside))) if at else None
+
+
+def pop(before_HWC: np.ndarray, frames: np.ndarray) -> float:
+    """Mean step into a chunk."""
+    return float(np.abs(frames[0].astype(np.float64) - before_HWC).mean())
+
+
+def flow_energy(frames: np.ndarray, area_HW: np.ndarray) -> float | None:
+    """Mean square step from picture to picture, over an area."""
+    return float((np.diff(frames[:, area_HW].astype(np.float64), axis=0) ** 2).mean()) if area_HW.any() else None
+
+
+def true_change(frames: np.ndarray, stood_on_HWC: np.ndarray, tile: int = 32) -> np.ndarray:
+    """Tiles in which a person could see that some picture differs from the one that the tile stands on."""
+    differs = np.abs(frames.astype(np.int16) - stood_on_HWC).max(-1) > CHANGED
+    count, height, width = differs.shape
+    tiles = differs.reshape(count, height // tile, tile, width // tile, tile).sum((2, 4))
+    changed: np.ndarray = (tiles >= CHANGED_PIXELS).any(0)
+    return changed
+
+
+def recall_and_precision(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float | None, float | None]:
+    """Over (true, said) masks; None where there was nothing to find, or nothing said."""
+    both = sum(int((true & said).sum()) for true, said in pairs)
+    true, said = (sum(int(pair[place].sum()) for pair in pairs) for place in (0, 1))
+    return (both / true if true else None), (both / said if said else None)
+
+
+def mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

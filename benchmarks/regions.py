@@ -1,0 +1,57 @@
+"""Tables and plots from results of `stillstream bench --regions --out`: speed against the share of tiles, and quality.
+
+    .venv/bin/python benchmarks/regions.py docs one.json two.json
+
+Measures nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib import pyplot
+
+from app.bench_regions import TOLD
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    told = [name for name in TOLD if any(row[name] is not None for row in rows)]
+    lines = [_row("scenario", *(name.replace("_", " ") for name in told)), _row("---", *("---:" for _ in told))]
+    for row in rows:
+        cells = ("" if row[name] is None else f"{row[name]:.2f}" for name in told)
+        lines.append(_row(row["scenario"] or f"{row['size']}, {row['mode']}", *cells))
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Speed-up against the share of tiles, beside what it would be if all work were shared out by tiles."""
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for size in dict.fromkeys(row["size"] for row in rows):
+        of = sorted((row["active_fraction"], row["cpu_speedup"]) for row in rows if row["size"] == size)
+        axes.plot(*zip(*of, strict=True), "o-", label=size)
+    shares = [0.05 + 0.01 * step for step in range(96)]
+    axes.plot(shares, [1 / share for share in shares], ":", color="grey", label="work in proportion to tiles")
+    axes.set(xlabel="computed share of tiles", ylabel="dense / sparse processor time of a chunk", ylim=(0, 8))
+    axes.axhline(1, color="grey", linewidth=0.5)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(folder: Path, paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]) -> None:
+    rows = [row for path in paths for row in json.loads(path.read_text())["regions"]]
+    given = [row for row in rows if row["mode"] == "given mask"]
+    if given:
+        plot(given, folder / "region-speed.png")
+        print(table(given), end="\n\n")
+    print(table([row for row in rows if row["mode"] not in ("given mask", "carry")]), end="\n\n")
+    print(table([row for row in rows if row["mode"] == "carry"]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,193 @@
+"""Which tiles to recompute: one boolean grid per chunk, true where a tile's held value no longer stands.
+
+A tile is compared with what its held value was made from, never with the picture before: slow change adds up until it
+is seen, and whoever left a tile differs from it. Two things can be compared: the pictures of a source, which are known
+before anything is computed, and the first denoise pass's estimate of the chunk, the probe. `None` means that there is
+nothing to hold: the light changed, or all that has texture moved. Knows nothing of ages, buckets and keys.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import TILE_PIXELS
+
+BLOCK = 4  # pixels: what is compared are means over blocks, which sensor noise hardly moves
+BLOCKS = TILE_PIXELS // BLOCK
+GAIN_LIMIT = 0.03  # brightness may drift so far from the held pictures before all of them follow
+NOISE_LIMIT = 0.03  # of 2: more than this is motion, whatever else it looks like
+TEXTURE = 0.03  # deviation within a tile that shows motion at all
+MOVED_SHARE = 0.6  # of the textured tiles: the camera moves
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one dial, 0 < dial <= 1 (quality to speed), means.
+
+    noises: how many deviations of noise a change must exceed, and floor: how much in any case (pictures from -1 to 1).
+    margin: blocks around a change that count as changed. drift: change of a latent that counts, in its unit deviation.
+    grow: neighbours of what moves count as moving, where no picture says how far it comes.
+    """
+
+    noises: float
+    floor: float
+    margin: int
+    drift: float
+    grow: bool
+
+    @classmethod
+    def of(cls, dial: float) -> "Sensitivity":
+        def between(low: float, high: float) -> float:
+            return low + dial * (high - low)
+
+        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(3.0, 1.0)), between(0.08, 0.20), dial < 0.5)
+
+
+class SourceMotion:
+    """Compares a source's pictures with those that held tiles were made from."""
+
+    def __init__(self, device: torch.device | str, height: int, width: int) -> None:
+        self.reference_CHW = torch.zeros(3, height // BLOCK, width // BLOCK, device=device)
+        self.moving_HW = np.zeros((height // TILE_PIXELS, width // TILE_PIXELS), bool)
+        self.noise: float | None = None
+        self._newest_CHW = self.reference_CHW.clone()
+
+    def reset(self) -> None:
+        self.moving_HW[:] = False
+        self.noise = None
+
+    def look(self, frames_TCHW: Tensor, per_latent: int, held: bool, sensitivity: Sensitivity) -> np.ndarray | None:
+        """The mask of a chunk of pictures from -1 to 1. held: whether there is anything to compare with."""
+        blocks = F.avg_pool2d(frames_TCHW.float(), BLOCK)
+        self._newest_CHW.copy_(blocks[-per_latent:].mean(0))
+        self.noise = self._noise_of(blocks)
+        if not held:
+            return None
+        gains = gains_of(blocks, self.reference_CHW)
+        if float(gains.log().abs().max()) > GAIN_LIMIT:
+            return None
+        level = (blocks + 1) / gains[:, None, None, None] - 1
+        changed = self._changed(level, per_latent, sensitivity)
+        self.moving_HW = tiles_of(changed)
+        if camera_moves(self.moving_HW, self.reference_CHW):
+            return None
+        side = 2 * sensitivity.margin + 1
+        return tiles_of(F.max_pool2d(changed[None].float(), side, 1, sensitivity.margin)[0] > 0)
+
+    def keep(self, mask_HW: np.ndarray | None) -> None:
+        """These tiles (None: all) are now made from the newest pictures."""
+        if mask_HW is None:
+            self.reference_CHW.copy_(self._newest_CHW)
+        else:
+            chosen = over_blocks(mask_HW, self.reference_CHW.device)
+            torch.where(chosen, self._newest_CHW, self.reference_CHW, out=self.reference_CHW)
+
+    def _changed(self, level_TCHW: Tensor, per_latent: int, sensitivity: Sensitivity) -> Tensor:
+        """Blocks that changed: clearly in one picture, or a little in all of them. Where it moved, less will do."""
+        assert self.noise is not None, "noise is measured before it is used"
+        difference = level_TCHW - self.reference_CHW
+        ease = 1 - 0.4 * over_blocks(self.moving_HW, difference.device).float()
+        sudden, steady = difference.abs().amax((0, 1)), difference.mean(0).abs().amax(0)
+        limits = [
+            ease
+            * (sensitivity.floor * share + sensitivity.noises * self.noise * (1 / pictures + 1 / per_latent) ** 0.5)
+            for pictures, share in ((1, 1.0), (len(level_TCHW), 0.5))
+        ]
+        return without_specks(sudden > limits[0]) | without_specks(steady > limits[1])
+
+    def _noise_of(self, blocks_TCHW: Tensor) -> float:
+        """Deviation of a block from picture to picture, by the median: what moves is not the half. Rises slowly."""
+        step = blocks_TCHW[1:] - blocks_TCHW[:-1]
+        fine = step - F.avg_pool2d(step, 3, 1, 1)  # of what moves, this leaves the outlines
+        # A slow camera repeats pictures: the pair that differs most tells.
+        now = min(NOISE_LIMIT, 1.57 * float(fine.abs().flatten(1).median(1).values.max()) / 2**0.5)
+        return now if self.noise is None else min(now, 1.1 * self.noise + 0.0005)
+
+
+class ProbeMotion:
+    """Compares the first pass's estimate of a chunk with the one that held tiles were last computed from."""
+
+    def __init__(self, device: torch.device | str, size_CHW: tuple[int, int, int], tiles: tuple[int, int]) -> None:
+        self.reference_CHW = torch.zeros(size_CHW, device=device)
+        self.moving_HW = np.zeros(tiles, bool)
+        self._newest_CHW = self.reference_CHW.clone()
+
+    def reset(self) -> None:
+        self.moving_HW[:] = False
+
+    def look(self, estimate_TCHW: Tensor, held: bool, sensitivity: Sensitivity) -> np.ndarray | None:
+        """The mask of a chunk of which the first pass drew this. What moved a chunk ago still does."""
+        self._newest_CHW.copy_(estimate_TCHW[-1])
+        if not held:
+            return None
+        tiles = self.moving_HW.shape
+        change_HW = per_tile(estimate_TCHW - self.reference_CHW, tiles).amax(0)
+        calm = float(change_HW.flatten().quantile(0.2))  # how much the estimate of a still tile depends on its noise
+        limit = min(max(sensitivity.drift, 2.5 * calm), 2.5 * sensitivity.drift)
+        return self._forecast(change_HW.cpu().numpy() > limit, sensitivity)
+
+    def _forecast(self, changed_HW: np.ndarray, sensitivity: Sensitivity) -> np.ndarray:
+        mask = changed_HW | self.moving_HW
+        return grown(mask) if sensitivity.grow else mask
+
+    def keep(self, changed_HW: Tensor, mask_HW: np.ndarray | None, sensitivity: Sensitivity) -> None:
+        """These tiles (None: all) were computed. changed_HW: how far each cell now is from what it was."""
+        moved = per_tile(changed_HW[None, None], self.moving_HW.shape)[0]
+        self.moving_HW = moved.cpu().numpy() > 1.5 * sensitivity.drift
+        if mask_HW is None:
+            self.reference_CHW.copy_(self._newest_CHW)
+        else:
+            self.moving_HW &= mask_HW
+            rows, columns = mask_HW.shape
+            _, height, width = self.reference_CHW.shape
+            chosen = torch.from_numpy(np.kron(mask_HW, np.ones((height // rows, width // columns), bool)))
+            chosen = chosen.to(self.reference_CHW.device)
+            torch.where(chosen, self._newest_CHW, self.reference_CHW, out=self.reference_CHW)
+
+
+def gains_of(blocks_TCHW: Tensor, reference_CHW: Tensor) -> Tensor:
+    """How much brighter each picture is than the reference: the median over tiles, which a mover does not sway."""
+    lit = F.avg_pool2d(blocks_TCHW.mean(1), BLOCKS).flatten(1) + 1
+    before = F.avg_pool2d(reference_CHW.mean(0)[None], BLOCKS).flatten() + 1
+    return ((lit + 0.05) / (before + 0.05)).median(1).values
+
+
+def camera_moves(moving_HW: np.ndarray, reference_CHW: Tensor) -> bool:
+    """Most of what could show motion moves, and that is not just a corner of the picture."""
+    grey = reference_CHW.mean(0)[None]
+    mean = F.avg_pool2d(grey, BLOCKS)
+    variance = F.avg_pool2d(grey.square(), BLOCKS) - mean.square()
+    textured = (variance[0] > TEXTURE**2).cpu().numpy()
+    share = moving_HW[textured].mean() if textured.any() else 0.0
+    return bool(textured.mean() > 0.25 and share > MOVED_SHARE)
+
+
+def without_specks(changed_HW: Tensor) -> Tensor:
+    """A changed block counts with a changed neighbour."""
+    around = F.avg_pool2d(changed_HW[None].float(), 3, 1, 1)[0] * 9
+    return changed_HW & (around > 1.5)
+
+
+def tiles_of(blocks_HW: Tensor) -> np.ndarray:
+    """Tiles with any such block."""
+    tiles: np.ndarray = (F.max_pool2d(blocks_HW[None].float(), BLOCKS)[0] > 0).cpu().numpy()
+    return tiles
+
+
+def over_blocks(mask_HW: np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.kron(mask_HW, np.ones((BLOCKS, BLOCKS), bool))).to(device)
+
+
+def per_tile(x_TCHW: Tensor, tiles: tuple[int, int]) -> Tensor:
+    """Root mean square of each tile, (T, rows, columns)."""
+    return F.adaptive_avg_pool2d(x_TCHW.square().mean(1, keepdim=True), tiles)[:, 0].sqrt()
+
+
+def grown(mask_HW: np.ndarray) -> np.ndarray:
+    """With the neighbours on the four sides."""
+    wide = np.pad(mask_HW, 1)
+    around: np.ndarray = wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return around

@@ -1,0 +1,165 @@
+"""What held tiles stand on: their clean latents, pixels and ages, and the keys and values that others see of them.
+
+A held tile keeps the newest clean latent that was computed for it, and shows the last picture of it. In a denoise pass
+active tokens look at the past, at each other, and at carried keys of held tokens: stored before rotation, like those of
+the KV cache, they are given the position of the chunk that is being made. Knows nothing of how tiles are chosen.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import TILE_PIXELS, ModelConfig
+from pipeline.kv_cache import KVCache
+from pipeline.motion import ProbeMotion, SourceMotion
+from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.tiles import Tiles
+
+SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays further away from it than that
+
+
+class RegionCache:
+    """Allocated once, reset in place. Nothing is held until a dense chunk was kept (`ready`).
+
+    keys, values: (steps, layers, chunk, tokens, heads, head dim) of the denoise passes, each token's as it was last
+    computed in that pass; empty unless the model carries those. latent_CHW, picture_CHW: the newest of each tile.
+    age_HW: chunks since a tile was computed. source, probe: what held tiles were made from. key, since: all else that
+    they stand on, and for how many chunks it has been the same.
+    """
+
+    def __init__(self, config: ModelConfig, *, device: torch.device | str = "cpu") -> None:
+        assert config.tiles is not None, "a model without whole tiles holds nothing"
+        student = config.student
+        self.carry = config.regions.carry
+        self.sigmas: tuple[float, ...] = ()  # the schedule that `keys` and `values` were computed in
+        steps = len(config.sampler.steps) + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
+        heads = (student.num_attention_heads, student.attention_head_dim)
+        shape = (steps, student.num_layers, config.chunk, config.tokens_per_frame, *heads)
+        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.latent_CHW = torch.zeros(config.codec.latent_channels, *config.latent_size, device=device)
+        self.picture_CHW = torch.zeros(3, config.height, config.width, dtype=torch.uint8, device=device)
+        self.age_HW = np.zeros(config.tiles, np.int64)
+        self.source = SourceMotion(device, config.height, config.width)
+        self.probe = ProbeMotion(device, (config.codec.latent_channels, *config.latent_size), config.tiles)
+        self.per_latent = config.codec.frames
+        self.key: tuple[object, ...] = ()
+        self.since, self.ready = 0, False
+
+    def reset(self) -> None:
+        self.age_HW[:] = 0
+        self.source.reset()
+        self.probe.reset()
+        self.key, self.since, self.ready = (), 0, False
+
+    def keep(self, clean_BTCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Take a chunk's clean latents, a column where `tiles` are chosen. Returns those of the whole chunk.
+
+        A held tile's newest latent stands for it in every latent frame.
+        """
+        if tiles is None:
+            self.latent_CHW.copy_(clean_BTCHW[0, -1])
+            self.age_HW[:] = 0
+            self.ready = True
+            return clean_BTCHW
+        whole = self.latent_CHW.expand(1, clean_BTCHW.shape[1], -1, -1, -1).clone()
+        tiles.scatter(clean_BTCHW, whole)
+        self.latent_CHW.copy_(whole[0, -1])
+        self.age_HW += 1
+        self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
+        return whole
+
+    def show(self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None) -> Tensor:
+        """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
+
+        Held tiles show the same bytes in all of them; towards them the others blend into what was there. faded: tiles
+        that did not move, which come in picture by picture as well.
+        """
+        if tiles is not None:
+            count, device = len(frames_TCHW), frames_TCHW.device
+            share = soft_mask(tiles, self.picture_CHW).expand(count, 1, -1, -1)
+            if faded is not None and len(faded):
+                share = share.clone()
+                rising = torch.linspace(0, 1, count + 1, device=device)[1:, None, None, None]
+                faded.scatter(faded.gather(share) * rising, share)
+            old, new = tiles.gather(self.picture_CHW).float(), frames_TCHW.float()
+            blended = torch.lerp(old.expand_as(new), new, tiles.gather(share)).round_().to(torch.uint8)
+            frames_TCHW = self.picture_CHW.expand(count, -1, -1, -1).clone()
+            tiles.scatter(blended, frames_TCHW)
+        self.picture_CHW.copy_(frames_TCHW[-1])
+        return frames_TCHW
+
+
+def soft_mask(tiles: Tiles, picture_CHW: Tensor) -> Tensor:
+    """How much of each pixel, (H, W), is new: all within the tiles, and less and less towards others."""
+    held = torch.ones(tiles.rows * tiles.columns, device=picture_CHW.device)
+    held[tiles.index_N] = 0
+    blocks = (
+        held.view(tiles.rows, -1).repeat_interleave(TILE_PIXELS // SOFT, 0).repeat_interleave(TILE_PIXELS // SOFT, 1)
+    )
+    corners = 1 - F.max_pool2d(F.pad(blocks[None], (1, 1, 1, 1), mode="replicate"), 2, 1)[0]
+    down, across = (hats(size).to(corners) for size in picture_CHW.shape[1:])
+    return down @ corners @ across.T
+
+
+@lru_cache(maxsize=4)
+def hats(size: int) -> Tensor:
+    """Linear interpolation from every SOFT-th edge between pixels to the pixels, (size, edges)."""
+    distance = (torch.arange(size)[:, None] + 0.5) / SOFT - torch.arange(size // SOFT + 1)
+    return (1 - distance.abs()).clamp_(min=0)
+
+
+class RegionAttention(CachedAttention):
+    """CachedAttention that remembers what it computed, and can go on with chosen tiles alone.
+
+    step: the denoise pass that is being run; the caller counts it. sigmas: the schedule; keys that were carried from
+    another one are of other passes, and the clean ones serve instead until a dense chunk has made new ones.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        student: Student,
+        grid: tuple[int, int],
+        chunk: int,
+        regions: RegionCache,
+        sigmas: Sequence[float],
+    ) -> None:
+        super().__init__(cache, student, grid, chunk)
+        self.regions, self.grid, self.sigmas, self.step = regions, grid, tuple(sigmas), 0
+        self.choose(None)
+
+    def choose(self, tiles: Tiles | None) -> None:
+        """From now on the tokens of these tiles alone are handed in; None: all of them."""
+        self._tokens_N = None if tiles is None else tiles.tokens(self.grid)
+        if self._tokens_N is not None:
+            self._active_rows = self.rows.unflatten(1, (-1, self.tokens))[:, :, self._tokens_N].flatten(1, 2)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        same_step = not self.writing and self.regions.carry == "same_step"
+        if self._tokens_N is None:
+            if same_step:
+                self.regions.sigmas = self.sigmas
+                self.regions.keys[self.step, layer] = k.unflatten(1, (-1, self.tokens))[0]
+                self.regions.values[self.step, layer] = v.unflatten(1, (-1, self.tokens))[0]
+            return super().__call__(layer, q, k, v)
+        same_step = same_step and self.regions.sigmas == self.sigmas
+        past_k, past_v = self.past(layer)
+        q, k, v = rotate(q, self._active_rows), *(x.unflatten(1, (-1, len(self._tokens_N))) for x in (k, v))
+        if not self.writing and self.regions.carry == "none":
+            own_k, own_v = rotate(k.flatten(1, 2), self._active_rows), v.flatten(1, 2)
+        else:
+            if same_step:
+                keys, values = self.regions.keys[self.step, layer][None], self.regions.values[self.step, layer][None]
+            else:
+                newest, frames = self.cache.newest(layer), k.shape[1]
+                keys, values = (held[:, None].expand(-1, frames, -1, -1, -1).clone() for held in newest)
+            keys.index_copy_(2, self._tokens_N, k)
+            values.index_copy_(2, self._tokens_N, v)
+            if self.writing:
+                self.cache.write(layer, keys, values)
+            own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
+        return attention(q, torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1))

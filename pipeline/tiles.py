@@ -1,0 +1,48 @@
+"""Chosen tiles of a picture: cut them out into a column, put a column back.
+
+A tile is `config.TILE_PIXELS` high and wide. In pixels, latent cells or tokens, the same choice serves all.
+Knows nothing of why a tile was chosen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """index_N: the chosen tiles, ascending, counted row by row over a grid of rows x columns."""
+
+    index_N: Tensor
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, mask_HW: np.ndarray, device: torch.device | str = "cpu") -> "Tiles":
+        return cls(torch.from_numpy(np.flatnonzero(mask_HW)).to(device), *mask_HW.shape)
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(..., H, W) to a column of the chosen tiles, (..., n * tile height, tile width)."""
+        split = x.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1)).transpose(-3, -2)
+        return split.flatten(-4, -3).index_select(-3, self.index_N).flatten(-3, -2)
+
+    def scatter(self, column: Tensor, into: Tensor) -> None:
+        """Overwrite the chosen tiles of `into`, (..., H, W), with a column of them."""
+        view = into.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1)).transpose(-3, -2)
+        y, x = self.index_N // self.columns, self.index_N % self.columns
+        view[..., y, x, :, :] = column.unflatten(-2, (len(self), -1))
+
+    def whole(self, column: Tensor) -> tuple[int, int]:
+        """Height and width of the picture that a column was cut from."""
+        height, width = column.shape[-2:]
+        return height // len(self) * self.rows, width * self.columns
+
+    def tokens(self, grid: tuple[int, int]) -> Tensor:
+        """Which tokens of a latent frame a column is made of, in its order."""
+        rows, columns = grid
+        return self.gather(torch.arange(rows * columns, device=self.index_N.device).view(grid)).flatten()

@@ -1,0 +1,105 @@
+/**
+ * Tiles over the picture: tints those that were computed, and paints those that alone may change.
+ *
+ * A mask is a text of one 0 or 1 for each tile, row by row; "" is none. Knows nothing of the wire.
+ */
+
+const $ = (id) => document.getElementById(id);
+const COMPUTED = "#38b6ff55";
+const PAINTED = "#ffc83877";
+
+export class Regions {
+  #rows = 0;
+  #columns = 0;
+  #computed = "";
+  #painted = new Set();
+  #painting = false;
+  #adding = true; // a stroke adds, or takes away where it began on a painted tile
+  #tinting = false;
+
+  /** onPaint(mask) is called after each stroke. */
+  constructor(onPaint) {
+    this.onPaint = onPaint;
+    $("tint").addEventListener("click", () => {
+      this.#tinting = !this.#tinting;
+      this.#draw();
+    });
+    $("paint").addEventListener("click", () => {
+      this.#painting = !this.#painting;
+      this.#draw();
+    });
+    $("unpaint").addEventListener("click", () => {
+      this.#painted.clear();
+      this.#tell();
+    });
+    const canvas = $("tiles");
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      this.#adding = !this.#painted.has(this.#tileAt(event));
+      this.#stroke(event);
+    });
+    canvas.addEventListener("pointermove", (event) => event.buttons && this.#stroke(event));
+    canvas.addEventListener("pointerup", () => this.#tell());
+  }
+
+  /** tiles: rows and columns of the model; null where it cannot hold any. */
+  adopt(tiles) {
+    const [rows, columns] = tiles ?? [0, 0];
+    if (rows === this.#rows && columns === this.#columns) return;
+    this.#rows = rows;
+    this.#columns = columns;
+    this.#painted.clear();
+    Object.assign($("tiles"), { width: columns, height: rows });
+    this.#draw();
+  }
+
+  /** A chunk was made. active: the computed tiles, "" for all. */
+  tell({ active, active_fraction, chunk_ms }) {
+    this.#computed = active || "1".repeat(this.#rows * this.#columns);
+    const computed = Math.round(100 * active_fraction);
+    $("regions-meter").value = `Computed: ${computed} %, saved: ${100 - computed} %, ${Math.round(chunk_ms)} ms a chunk.`;
+    this.#draw();
+  }
+
+  /** Without dial and mask nothing is told any more. */
+  follow({ regions, paint }) {
+    if (regions || paint) return;
+    this.#computed = "";
+    $("regions-meter").value = "";
+    this.#draw();
+  }
+
+  #tileAt(event) {
+    const box = $("tiles").getBoundingClientRect();
+    const part = (at, from, length, count) =>
+      Math.min(count - 1, Math.max(0, Math.floor(((at - from) / length) * count)));
+    const row = part(event.clientY, box.top, box.height, this.#rows);
+    return row * this.#columns + part(event.clientX, box.left, box.width, this.#columns);
+  }
+
+  #stroke(event) {
+    this.#painted[this.#adding ? "add" : "delete"](this.#tileAt(event));
+    this.#draw();
+  }
+
+  #tell() {
+    const cells = Array.from({ length: this.#rows * this.#columns }, (_, tile) => (this.#painted.has(tile) ? "1" : "0"));
+    this.onPaint(this.#painted.size ? cells.join("") : "");
+    this.#draw();
+  }
+
+  #draw() {
+    const canvas = $("tiles");
+    canvas.hidden = !(this.#tinting || this.#painting || this.#painted.size) || !this.#columns;
+    canvas.classList.toggle("painting", this.#painting);
+    $("tint").setAttribute("aria-pressed", String(this.#tinting));
+    $("paint").setAttribute("aria-pressed", String(this.#painting));
+    const pen = canvas.getContext("2d");
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    for (let tile = 0; tile < this.#rows * this.#columns; tile += 1) {
+      const at = [tile % this.#columns, Math.floor(tile / this.#columns), 1, 1];
+      if (this.#tinting && this.#computed[tile] === "1") Object.assign(pen, { fillStyle: COMPUTED }).fillRect(...at);
+      if (this.#painted.has(tile)) Object.assign(pen, { fillStyle: PAINTED }).fillRect(...at);
+    }
+  }
+}

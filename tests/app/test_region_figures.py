@@ -1,0 +1,84 @@
+"""Each figure of region caching tells a flaw from its absence."""
+
+import numpy as np
+import pytest
+
+from app import region_figures as figures
+from app.region_scenes import scenes, shoot
+
+MASK = np.array([[0, 0, 0], [0, 1, 0]], bool)
+AREA = figures.over_pixels(MASK)
+
+
+def pictures(seed: int = 0) -> np.ndarray:
+    smooth = np.linspace(40, 200, 96)[None, None, :, None] + np.zeros((8, 64, 96, 3))
+    return (smooth + np.random.default_rng(seed).normal(0, 3, smooth.shape)).astype(np.uint8)
+
+
+def brighter(frames: np.ndarray, area_HW: np.ndarray, by: int) -> np.ndarray:
+    changed = frames.copy()
+    changed[:, area_HW] += np.uint8(by)
+    return changed
+
+
+def test_likeness_is_read_in_the_area_alone() -> None:
+    frames = pictures()
+    assert figures.psnr(frames, brighter(frames, ~AREA, 20), AREA) == 60
+    assert figures.psnr(frames, brighter(frames, AREA, 20), AREA) == pytest.approx(20 * np.log10(255 / 20))
+    assert figures.ssim(frames, frames, AREA) == pytest.approx(1)
+    assert figures.ssim(frames, pictures(1), AREA) < 0.95  # type: ignore[operator]
+    assert figures.psnr(frames, frames, np.zeros_like(AREA)) is None
+
+
+def test_the_inside_of_an_area_ends_before_its_border() -> None:
+    inner = figures.inside(AREA)
+    assert inner[40:64, 40:56].all()
+    assert inner.sum() == (32 - 16) * (32 - 8)  # the picture's own edge is no border
+
+
+def test_a_seam_is_a_step_at_the_masks_border() -> None:
+    frames = pictures()
+    clean, seamed = figures.seam(frames, MASK), figures.seam(brighter(frames, AREA, 12), MASK)
+    assert clean == pytest.approx(1, abs=0.1)
+    assert seamed is not None and seamed > 2
+    assert figures.seam(frames, np.zeros_like(MASK)) is None
+
+
+def test_a_pop_is_a_step_into_the_chunk() -> None:
+    frames = pictures()
+    assert figures.pop(frames[0], frames) == 0
+    assert figures.pop(frames[0], brighter(frames, AREA, 30)) == pytest.approx(30 * AREA.mean())
+
+
+def test_energy_of_motion_counts_what_moves_in_the_area() -> None:
+    still = np.repeat(pictures()[:1], 8, 0)
+    moving = still.copy()
+    moving[::2, AREA] += 10
+    assert figures.flow_energy(still, AREA) == 0
+    assert figures.flow_energy(moving, AREA) == 100
+    assert figures.flow_energy(moving, ~AREA) == 0
+
+
+def test_a_tile_has_changed_once_a_person_could_see_it() -> None:
+    frames = np.repeat(pictures()[:1], 8, 0)
+    assert not figures.true_change(brighter(frames, AREA, 5), frames[0]).any()
+    changed = frames.copy()
+    changed[3:5, 40:44, 40:44] += 30
+    assert np.array_equal(figures.true_change(changed, frames[0]), MASK)
+
+
+def test_recall_and_precision_count_tiles_over_all_chunks() -> None:
+    every = np.ones_like(MASK)
+    assert figures.recall_and_precision([(MASK, every)]) == (1, 1 / 6)
+    assert figures.recall_and_precision([(every, MASK), (MASK, MASK)]) == (2 / 7, 1)
+    assert figures.recall_and_precision([(~every, ~every)]) == (None, None)
+
+
+@pytest.mark.parametrize("name", list(scenes(64, 64)))
+def test_a_scene_is_the_same_each_time_and_moves_as_it_should(name: str) -> None:
+    scene, noise = scenes(160, 96)[name]
+    true, seen = shoot(scene, noise, 9)
+    assert np.array_equal(seen, shoot(scene, noise, 9)[1])
+    assert true.shape == (8, 96, 160, 3)
+    first = shoot(scene, noise, 3)[0]
+    assert np.array_equal(true[0], first[0]) == name.startswith("noise")

@@ -1,0 +1,143 @@
+"""What counts as motion, on drawn pictures: a mover, noise, light, a slow hand, a camera that pans."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.motion import ProbeMotion, Sensitivity, SourceMotion, grown
+
+HEIGHT, WIDTH, PICTURES, PER_LATENT = 96, 160, 8, 4
+DIALS = (0.1, 0.5, 1.0)
+
+
+def room(seed: int = 0) -> Tensor:
+    """A textured still picture, (3, H, W) from -1 to 1."""
+    coarse = torch.rand(3, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(seed))
+    return coarse.repeat_interleave(8, 1).repeat_interleave(8, 2) * 1.2 - 0.6
+
+
+def clip(*boxes: tuple[int, int, int, int], noise: float = 0.0, seed: int = 0, gain: float = 1.0) -> Tensor:
+    """A chunk of the room with one white box (y, x, height, width) in each picture, or in none."""
+    frames = room().expand(PICTURES, -1, -1, -1).clone()
+    for frame, (y, x, height, width) in zip(frames, boxes, strict=False):
+        frame[:, y : y + height, x : x + width] = 0.9
+    frames = (frames + 1) * gain - 1
+    return frames + noise * torch.randn(frames.shape, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def settled(dial: float, first: Tensor) -> SourceMotion:
+    motion = SourceMotion("cpu", HEIGHT, WIDTH)
+    assert motion.look(first, PER_LATENT, False, Sensitivity.of(dial)) is None
+    motion.keep(None)
+    return motion
+
+
+def look(motion: SourceMotion, frames: Tensor, dial: float) -> np.ndarray:
+    mask = motion.look(frames, PER_LATENT, True, Sensitivity.of(dial))
+    assert mask is not None
+    motion.keep(mask)
+    return mask
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_a_mover_is_seen_where_it_was_and_where_it_goes_and_nowhere_far_away(dial: float) -> None:
+    motion = settled(dial, clip(*[(40, 40, 16, 16)] * 8))
+    mask = look(motion, clip(*[(40, 40 + 4 * step, 16, 16) for step in range(8)]), dial)
+    assert mask[1, 1:3].all()
+    assert not mask[:, 4:].any()
+    assert not mask[2].any() or dial < 0.5
+
+
+@pytest.mark.parametrize("dial", DIALS)
+@pytest.mark.parametrize("noise", [0.01, 0.04, 0.08])
+def test_sensor_noise_is_no_motion_and_hides_none(dial: float, noise: float) -> None:
+    motion = settled(dial, clip(noise=noise))
+    for seed in range(1, 4):
+        assert look(motion, clip(noise=noise, seed=seed), dial).mean() <= 0.07
+    assert look(motion, clip(*[(40, 40, 16, 16)] * 8, noise=noise, seed=9), dial)[1, 1]
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_who_left_the_picture_is_not_kept_there(dial: float) -> None:
+    motion = settled(dial, clip(*[(40, 40, 16, 16)] * 8))
+    assert look(motion, clip(), dial)[1, 1]
+    assert not look(motion, clip(), dial).any()
+
+
+def test_change_too_slow_to_see_between_chunks_adds_up() -> None:
+    """A shade that grows by less than the threshold a chunk: against the picture before it would never be seen."""
+    motion, seen = settled(0.5, clip()), []
+    for step in range(1, 12):
+        frames = clip()
+        frames[:, :, 32:64, 64:96] += 0.012 * step
+        seen.append(bool(look(motion, frames, 0.5)[1, 2]))
+    assert not seen[0]
+    assert 1 <= sum(seen) <= 6
+
+
+def test_a_slow_drift_of_brightness_is_followed_by_all_at_once_and_a_small_one_by_none() -> None:
+    motion = settled(0.5, clip())
+    assert not look(motion, clip(gain=1.02), 0.5).any()
+    assert motion.look(clip(gain=1.06), PER_LATENT, True, Sensitivity.of(0.5)) is None
+
+
+def test_a_camera_that_moves_leaves_nothing_to_hold() -> None:
+    motion = settled(0.5, clip())
+    panned = torch.stack([room().roll(3 + step, -1) for step in range(PICTURES)])
+    assert motion.look(panned, PER_LATENT, True, Sensitivity.of(0.5)) is None
+
+
+def test_a_single_odd_block_is_a_speck() -> None:
+    motion, frames = settled(0.5, clip()), clip()
+    frames[3, :, 40:44, 40:44] += 0.3
+    assert not look(motion, frames, 0.5).any()
+
+
+def test_where_it_moved_a_smaller_change_will_do() -> None:
+    def shade(depth: float) -> Tensor:
+        frames = clip()
+        frames[3:5, :, 32:64, 64:96] += depth
+        return frames
+
+    limit = Sensitivity.of(0.5).floor
+    calm, moved = settled(0.5, clip()), settled(0.5, clip())
+    assert look(moved, shade(2 * limit), 0.5)[1, 2]
+    moved.keep(None)
+    moved.reference_CHW.copy_(calm.reference_CHW)
+    assert not look(calm, shade(0.8 * limit), 0.5)[1, 2]
+    assert look(moved, shade(0.8 * limit), 0.5)[1, 2]
+
+
+def test_the_probe_sees_what_will_change_above_what_noise_does_to_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.8)
+    base = torch.randn(2, 8, 6, 10, generator=generator)
+    base[1] = base[0]
+    assert motion.look(base, False, sensitivity) is None
+    motion.keep(torch.zeros(6, 10), None, sensitivity)
+    moved = base + 0.04 * torch.randn(base.shape, generator=generator)
+    moved[:, :, 2:4, 4:6] += 0.6
+    mask = motion.look(moved, True, sensitivity)
+    assert mask is not None
+    assert mask[1, 2]
+    assert mask.sum() == 1
+
+
+def test_what_moved_a_chunk_ago_is_computed_once_more() -> None:
+    motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.8)
+    still = torch.zeros(2, 8, 6, 10)
+    motion.look(still, False, sensitivity)
+    moved = torch.zeros(6, 10)
+    moved[0:2, 0:2] = 1
+    motion.keep(moved, None, sensitivity)
+    mask = motion.look(still, True, sensitivity)
+    assert mask is not None
+    assert mask[0, 0]
+    assert mask.sum() == 1
+
+
+def test_growing_adds_the_four_neighbours() -> None:
+    mask = np.zeros((3, 4), bool)
+    mask[0, 1] = True
+    assert grown(mask).astype(int).tolist() == [[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
