@@ -87,7 +87,7 @@ class Plan:
 
     def changed(self, clean_BTCHW: Tensor) -> Tensor:
         """How far each cell's latents are from those that were held, (h, w); 0 where they still are."""
-        held, whole = self.regions.latent_CHW, clean_BTCHW[0]
+        held, whole = self.regions.latent_BCHW[0], clean_BTCHW[0]
         if self.tiles is not None:
             whole = held.expand(len(whole), -1, -1, -1).clone()
             self.tiles.scatter(clean_BTCHW[0], whole)
@@ -130,7 +130,7 @@ class Plan:
 
     def _set(self, mask_HW: np.ndarray, refreshed_HW: np.ndarray) -> None:
         self.mask_HW, self.refreshed_HW = mask_HW, refreshed_HW
-        self.tiles = Tiles.of(mask_HW, self.regions.latent_CHW.device)
+        self.tiles = Tiles.of(mask_HW, self.regions.latent_BCHW.device)
 
 
 def filled(mask_HW: np.ndarray, age_HW: np.ndarray, limit: float, most: float = BREAK_EVEN) -> np.ndarray | None:

@@ -25,22 +25,22 @@ SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays
 class RegionCache:
     """Allocated once, reset in place. Nothing is held until a dense chunk was kept (`ready`).
 
-    keys, values: (steps, layers, chunk, tokens, heads, head dim) of the denoise passes, each token's as it was last
-    computed in that pass; empty unless the model carries those. latent_CHW, picture_CHW: the newest of each tile.
-    age_HW: chunks since a tile was computed. source, probe: what held tiles were made from. key, since: all else that
-    they stand on, and for how many chunks it has been the same.
+    keys, values: (steps, layers, batch, chunk, tokens, heads, head dim) of the denoise passes, each token's as it was
+    last computed in that pass; empty unless the model carries those. latent_BCHW, picture_CHW: the newest of each tile;
+    pictures are kept of a single stream only. age_HW: chunks since a tile was computed. source, probe: what held tiles
+    were made from. key, since: all else that they stand on, and for how many chunks it has been the same.
     """
 
-    def __init__(self, config: ModelConfig, *, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ModelConfig, *, batch: int = 1, device: torch.device | str = "cpu") -> None:
         assert config.tiles is not None, "a model without whole tiles holds nothing"
         student = config.student
         self.carry = config.regions.carry
         self.sigmas: tuple[float, ...] = ()  # the schedule that `keys` and `values` were computed in
         steps = len(config.sampler.steps) + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
         heads = (student.num_attention_heads, student.attention_head_dim)
-        shape = (steps, student.num_layers, config.chunk, config.tokens_per_frame, *heads)
+        shape = (steps, student.num_layers, batch, config.chunk, config.tokens_per_frame, *heads)
         self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        self.latent_CHW = torch.zeros(config.codec.latent_channels, *config.latent_size, device=device)
+        self.latent_BCHW = torch.zeros(batch, config.codec.latent_channels, *config.latent_size, device=device)
         self.picture_CHW = torch.zeros(3, config.height, config.width, dtype=torch.uint8, device=device)
         self.age_HW = np.zeros(config.tiles, np.int64)
         self.source = SourceMotion(device, config.height, config.width)
@@ -61,13 +61,13 @@ class RegionCache:
         A held tile's newest latent stands for it in every latent frame.
         """
         if tiles is None:
-            self.latent_CHW.copy_(clean_BTCHW[0, -1])
+            self.latent_BCHW.copy_(clean_BTCHW[:, -1].detach())
             self.age_HW[:] = 0
             self.ready = True
             return clean_BTCHW
-        whole = self.latent_CHW.expand(1, clean_BTCHW.shape[1], -1, -1, -1).clone()
+        whole = self.latent_BCHW[:, None].repeat(1, clean_BTCHW.shape[1], 1, 1, 1)
         tiles.scatter(clean_BTCHW, whole)
-        self.latent_CHW.copy_(whole[0, -1])
+        self.latent_BCHW.copy_(whole[:, -1].detach())
         self.age_HW += 1
         self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
         return whole
@@ -143,8 +143,8 @@ class RegionAttention(CachedAttention):
         if self._tokens_N is None:
             if same_step:
                 self.regions.sigmas = self.sigmas
-                self.regions.keys[self.step, layer] = k.unflatten(1, (-1, self.tokens))[0]
-                self.regions.values[self.step, layer] = v.unflatten(1, (-1, self.tokens))[0]
+                self.regions.keys[self.step, layer] = k.detach().unflatten(1, (-1, self.tokens))
+                self.regions.values[self.step, layer] = v.detach().unflatten(1, (-1, self.tokens))
             return super().__call__(layer, q, k, v)
         same_step = same_step and self.regions.sigmas == self.sigmas
         past_k, past_v = self.past(layer)
@@ -153,13 +153,16 @@ class RegionAttention(CachedAttention):
             own_k, own_v = rotate(k.flatten(1, 2), self._active_rows), v.flatten(1, 2)
         else:
             if same_step:
-                keys, values = self.regions.keys[self.step, layer][None], self.regions.values[self.step, layer][None]
+                keys, values = self.regions.keys[self.step, layer], self.regions.values[self.step, layer]
             else:
                 newest, frames = self.cache.newest(layer), k.shape[1]
                 keys, values = (held[:, None].expand(-1, frames, -1, -1, -1).clone() for held in newest)
-            keys.index_copy_(2, self._tokens_N, k)
-            values.index_copy_(2, self._tokens_N, v)
+            k, v = k.to(keys.dtype), v.to(values.dtype)  # training runs in a narrower type than what is carried
+            keys.index_copy_(2, self._tokens_N, k.detach())
+            values.index_copy_(2, self._tokens_N, v.detach())
             if self.writing:
                 self.cache.write(layer, keys, values)
+            if k.requires_grad:  # what is carried on has no gradient, what is computed here has
+                keys, values = (held.index_copy(2, self._tokens_N, x) for held, x in ((keys, k), (values, v)))
             own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
         return attention(q, torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1))

@@ -10,6 +10,7 @@ Source: distribution matching distillation (Yin et al. 2024) on self-generated p
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from pipeline.training.settings import MatchingSettings
 from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels, per_frame
 
 LOWEST, HIGHEST = 0.05, 0.98
+WHOLE_SHARE = 0.25  # of the later chunks of a rollout that holds tiles
 
 
 class Pair(nn.Module):
@@ -85,10 +87,13 @@ def train_matching(
         longer = int(torch.randint(settings.longest - CHUNKS + 1, (), generator=generator)) if step % 2 else 0
         passes = torch.randint(1, most + 1, (CHUNKS + longer,), generator=generator)
         passes[1 : 1 + longer] = most
+        masks: list[np.ndarray | None] = []
+        if config.tiles is not None and torch.rand((), generator=generator) < settings.held:
+            masks, passes[:] = random_masks(config.tiles, len(passes), generator), most
         learns = step >= settings.critic_alone
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             with torch.set_grad_enabled(learns):
-                made = _scored(pair.student, words, seeds, passes.tolist(), longer, config)
+                made = _scored(pair.student, words, seeds, passes.tolist(), longer, config, masks)
             past = made.detach()
             sigmas = noise_levels(streams, CHUNKS, config.sampler.shift, generator).clamp(LOWEST, HIGHEST).to(device)
             noisy = mix(past, torch.randn(past.shape, generator=generator).to(device), per_frame(sigmas, config))
@@ -114,8 +119,31 @@ def train_matching(
     return tuned()
 
 
+def random_masks(tiles: tuple[int, int], chunks: int, generator: torch.Generator) -> list[np.ndarray | None]:
+    """Which tiles are computed in each chunk: a box somewhere, or, in the first chunk and one of four, all of them."""
+
+    def span(length: int) -> slice:
+        size = int(torch.randint(max(1, length // 3), length + 1, (), generator=generator))
+        start = int(torch.randint(length - size + 1, (), generator=generator))
+        return slice(start, start + size)
+
+    masks: list[np.ndarray | None] = []
+    for _ in range(chunks):
+        mask_HW = np.zeros(tiles, bool)
+        mask_HW[span(tiles[0]), span(tiles[1])] = True
+        whole = not masks or torch.rand((), generator=generator) < WHOLE_SHARE
+        masks.append(None if whole else mask_HW)
+    return masks
+
+
 def _scored(
-    student: Denoiser, words: Tensor, seeds: list[int], passes: list[int], longer: int, config: ModelConfig
+    student: Denoiser,
+    words: Tensor,
+    seeds: list[int],
+    passes: list[int],
+    longer: int,
+    config: ModelConfig,
+    masks: list[np.ndarray | None],
 ) -> Tensor:
     """Roll out and return the clip that is scored, (B, CHUNKS * T, C, h, w): the first chunk and the newest.
 
@@ -124,5 +152,5 @@ def _scored(
     grouped = words.unflatten(0, (-1, CHUNKS))
     texts = [student.student.text_kv(grouped[:, at].contiguous()) for at in range(CHUNKS)]
     with_between = [texts[0], *[texts[1]] * longer, *texts[1:]]
-    chunks = roll_out(student.student, with_between, seeds, passes, config)
+    chunks = roll_out(student.student, with_between, seeds, passes, config, masks)
     return torch.cat([chunks[0], *chunks[1 + longer :]], 1)

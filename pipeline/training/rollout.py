@@ -6,35 +6,52 @@ gradient goes: through one denoise pass of each chunk, the last that is run. Kno
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
+from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import denoise, draw_noise, levels
 from pipeline.student import Attend, CachedAttention, Student, TextKV
+from pipeline.tiles import Tiles
 
 
 def roll_out(
-    student: Student, texts: Sequence[TextKV], seeds: Sequence[int], passes: Sequence[int], config: ModelConfig
+    student: Student,
+    texts: Sequence[TextKV],
+    seeds: Sequence[int],
+    passes: Sequence[int],
+    config: ModelConfig,
+    masks: Sequence[np.ndarray | None] = (),
 ) -> list[Tensor]:
     """Make chunks from noise, each on the ones before it. Returns the clean latents of every chunk, (B, T, C, h, w).
 
     texts: cross-attention keys and values for each chunk, batch B. seeds: one a stream. passes: how many denoise passes
     each chunk gets, from 1 to the schedule's length; the last of them carries the gradient, if gradients are on.
+    masks: the tiles that are computed in each chunk, the same for all streams; None is all of them, as in the first.
+    The others are held, as region caching holds them. No masks: nothing is held in any chunk.
     """
     device = texts[0][0][0].device
     cache = KVCache.of(config, batch=len(seeds), device=device)
     sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
     size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
+    regions = RegionCache(config, batch=len(seeds), device=device) if masks else None
     chunks = []
     for index, (text, count) in enumerate(zip(texts, passes, strict=True)):
-        attend = CachedAttention(cache, student, config.grid, config.chunk)
+        attend, tiles = CachedAttention(cache, student, config.grid, config.chunk), None
+        if regions is not None:
+            mask_HW = masks[index]
+            tiles = None if mask_HW is None else Tiles.of(mask_HW, device)
+            attend = RegionAttention(cache, student, config.grid, config.chunk, regions, sigmas)
+            attend.choose(tiles)
         # Compiled layers break here: each length of the past would be a graph of its own.
         look: Attend = torch.compiler.disable(attend.__call__)
 
-        def noise(step: int, index: int = index) -> Tensor:
-            return torch.cat([draw_noise(size, seed, index, step) for seed in seeds]).to(device)
+        def noise(step: int, index: int = index, tiles: Tiles | None = tiles) -> Tensor:
+            drawn = torch.cat([draw_noise(size, seed, index, step) for seed in seeds]).to(device)
+            return drawn if tiles is None else tiles.gather(drawn)
 
         def said(
             noisy: Tensor,
@@ -43,14 +60,18 @@ def roll_out(
             text: TextKV = text,
             count: int = count,
             look: Attend = look,
+            attend: CachedAttention = attend,
+            tiles: Tiles | None = tiles,
         ) -> Tensor:
+            if isinstance(attend, RegionAttention):
+                attend.step = step
             with torch.set_grad_enabled(learning and step == count - 1):
-                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look).float()
+                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
 
         clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction)
         with torch.no_grad():
             attend.writing = True
-            student(clean.detach(), torch.zeros(1, 1, device=device), text, look)
+            student(clean.detach(), torch.zeros(1, 1, device=device), text, look, None, tiles)
             cache.commit(config.chunk)
-        chunks.append(clean)
+        chunks.append(clean if regions is None else regions.keep(clean, tiles))
     return chunks

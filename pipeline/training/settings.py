@@ -102,13 +102,15 @@ class StudentSettings(StageSettings):
 @dataclass(frozen=True, config=_STRICT)
 class MatchingSettings(StageSettings):
     """on: whether the stage is run at all. streams: rolled out side by side, up to `longest` chunks each.
-    critic_alone: steps before the student learns.
+    critic_alone: steps before the student learns. held: share of the steps whose rollouts hold random tiles, as region
+    caching does.
     """
 
     on: bool = False
     streams: Count = 8
     longest: Annotated[int, Field(ge=4)] = 12
     critic_alone: Annotated[int, Field(ge=0)] = 40
+    held: Annotated[float, Field(ge=0, le=1)] = 0.0
     guidance: Annotated[float, Field(ge=1)] = 2.0
 
 

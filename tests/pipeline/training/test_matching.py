@@ -1,7 +1,9 @@
 """Distribution matching: the student is drawn from what the critic sees towards what the teacher sees."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,36 @@ def test_the_critic_warms_up_alone_and_then_both_learn(
     assert all(torch.equal(start[name], after[name]) for name in start if name.startswith("text."))
     assert not torch.equal(start["student.model.proj_out.weight"], after["student.model.proj_out.weight"])
     assert torch.equal(teacher.student.model.proj_out.weight, knowing(config, 4).student.model.proj_out.weight)
+
+
+@pytest.mark.usefixtures("one_second_steps")
+def test_rollouts_hold_random_tiles_where_it_is_asked_for(
+    config: ModelConfig, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # as above
+    masks: list[list[np.ndarray | None]] = []
+    roll_out = matching.roll_out
+
+    def watched(*args):  # type: ignore[no-untyped-def]
+        masks.append(args[-1])
+        return roll_out(*args)
+
+    monkeypatch.setattr(matching, "roll_out", watched)
+    both, settings = (knowing(config, 4), knowing(config, 5)), replace(SETTINGS, held=1.0)
+    made = matching.train_matching(config, clips, *both, tmp_path, settings)
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+    assert all(step[0] is None for step in masks)
+    held = [mask for step in masks for mask in step[1:] if mask is not None]
+    assert held and any(0 < mask.sum() < mask.size for mask in held)
+
+
+def test_random_masks_repeat_with_their_generator_and_differ_from_chunk_to_chunk() -> None:
+    one, other = (matching.random_masks((6, 10), 40, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert [mask is None for mask in one] == [mask is None for mask in other]
+    assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True) if pair[0] is not None)  # type: ignore[arg-type]
+    shares = [mask.mean() for mask in one if mask is not None]
+    assert 0 < min(shares) < 0.3 < max(shares)
+    assert one[0] is None and 2 < sum(mask is None for mask in one) < 25
 
 
 def _head(denoiser: Denoiser) -> nn.Parameter:

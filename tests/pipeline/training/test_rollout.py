@@ -1,5 +1,6 @@
 """The rollout of training is the inference path, and gradients go where they should."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,41 @@ def test_a_rollout_of_many_streams_equals_each_live_stream(engine: Engine, confi
             prompt = PROMPTS[row] if index < 4 else PROMPTS[1 - row]
             live = torch.from_numpy(engine.step(state, Controls(prompt, seed)).latents_TCHW)
             torch.testing.assert_close(chunk[row], live, atol=1e-4, rtol=1e-4)
+
+
+def test_a_rollout_with_held_tiles_equals_a_live_stream_that_holds_them(engine: Engine, config: ModelConfig) -> None:
+    """The live stream's own masks: dense until it is warm, then what was painted."""
+    painted = Controls(PROMPTS[0], 3, regions=0.5, paint="001" + "011")
+    state, live = engine.open(3), []
+    for _ in range(7):
+        live.append(engine.step(state, painted))
+    masks = [chunk.active_HW for chunk in live]
+    assert masks[0] is None or masks[0].all()
+    assert sum(mask is not None and 0 < mask.sum() < mask.size for mask in masks) >= 3
+    masks = [None if mask is None or mask.all() else mask for mask in masks]
+    with torch.no_grad():
+        texts = [texts_of(engine, PROMPTS)] * 7
+        chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 7, config, masks)
+    for chunk, seen in zip(chunks, live, strict=True):
+        torch.testing.assert_close(chunk[0], torch.from_numpy(seen.latents_TCHW), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_held_has_no_gradient_and_what_is_computed_has(engine: Engine, config: ModelConfig) -> None:
+    mask = np.array([[True, False, False], [False, False, False]])
+    head = engine.student.model.proj_out.weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            texts = [texts_of(engine, PROMPTS)] * 3
+            chunks = roll_out(engine.student, texts, [3, 8], [2, 2, 2], config, [None, mask, mask])
+            gradients = [
+                torch.autograd.grad(part.sum(), head, retain_graph=True, allow_unused=True)[0]
+                for part in (chunks[2][..., :2, :2], chunks[2][..., 2:, :])
+            ]
+        assert gradients[0] is not None and gradients[0].abs().sum() > 0
+        assert gradients[1] is None or gradients[1].abs().sum() == 0
+        assert torch.equal(chunks[1][:, -1, :, 2:], chunks[2][:, 0, :, 2:])
+    finally:
+        head.requires_grad_(False)
 
 
 @pytest.mark.parametrize("passes", [[1, 2], [4, 1]])
