@@ -1,11 +1,13 @@
 """The embedded model is whole, small, and makes pictures."""
 
+import cv2
 import numpy as np
 import pytest
 
 from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from pipeline.text import TextEncoder
+from pipeline.training.world import SUBJECTS, Scene, render, track
 from pipeline.weights import pocket_folder, verify
 
 
@@ -75,10 +77,48 @@ def test_it_moves_the_way_that_the_prompt_says(pocket: Engine, motion: str, dire
     chunks = [pocket.step(state, Controls(f"a red ball {motion} in the park")) for _ in range(3)]
     path = [middle_x(frame, "red") for chunk in chunks for frame in chunk.frames_THWC]
     moved_px = path[-1] - path[0]
-    if direction:  # 72 pixels a second for 1.4 seconds
+    if direction:  # 64 pixels a second for 1.4 seconds
         assert 50 < direction * moved_px < 150
     else:
         assert abs(moved_px) < 10
+
+
+@pytest.mark.parametrize(("motion", "right_at_least"), [("stands still", 8), ("moves right", 7)])
+def test_each_thing_looks_most_like_itself(pocket: Engine, motion: str, right_at_least: int) -> None:
+    """Among renders of all eight, at the same time in the same colour and place."""
+    seconds = np.array([0.5 + 7 / 16])
+
+    def middle(frame_HWC: np.ndarray, scene: Scene) -> np.ndarray:
+        x, y = track(scene, seconds)[0].astype(int)
+        return frame_HWC[y - 44 : y + 44, x - 44 : x + 44].astype(int)
+
+    def scene(subject: str) -> Scene:
+        return Scene(subject, "red", motion, "", "snow field", "flat", None, 3)
+
+    told = []
+    for subject in SUBJECTS:
+        state = pocket.open(7)
+        frames = [pocket.step(state, Controls(f"a red {subject} {motion} in the snow")).frames_THWC for _ in range(2)]
+        seen = middle(frames[1][7], scene(subject))
+        away = [np.abs(middle(render(scene(each), seconds)[0], scene(each)) - seen).mean() for each in SUBJECTS]
+        told.append(SUBJECTS[int(np.argmin(away))])
+    right = [one == other for one, other in zip(told, SUBJECTS, strict=True)]
+    assert sum(right) >= right_at_least, told
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_outlines_put_the_prompts_thing_where_the_source_has_one(pocket: Engine, side: str) -> None:
+    """At strength 1 nothing but the outlines is taken from the source."""
+    there = {"left": 80, "right": 240}[side]
+    source = np.full((8, 192, 320, 3), 40, np.uint8)
+    for frame in source:
+        cv2.circle(frame, (there, 96), 42, (230, 230, 230), -1, cv2.LINE_AA)
+    state = pocket.open(7)
+    controls = Controls("a red ball stands still in the snow", strength=1.0, structure=1.0)
+    frames = [pocket.step(state, controls, source).frames_THWC[7] for _ in range(2)]
+    assert abs(middle_x(frames[-1], "red") - there) < 30
+    free = pocket.step(pocket.open(7), Controls(controls.prompt)).frames_THWC[7]
+    assert abs(middle_x(free, "red") - 160) < 20
 
 
 def test_what_lies_away_from_the_mover_stays_still(pocket: Engine) -> None:
