@@ -101,7 +101,7 @@ def _layout(scene: Scene) -> _Layout:
         y=0.4 + 0.2 * draws[1],
         phase=float(draws[2]),
         radius=0.16 + 0.12 * draws[3],
-        haste=0.6 + 0.9 * float(draws[4]),
+        haste=0.75 + 0.55 * float(draws[4]),  # slow stays slower than plain, whatever is drawn
     )
 
 

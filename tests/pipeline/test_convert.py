@@ -200,12 +200,12 @@ def test_a_checkpoint_of_another_family_is_named(weights: dict[str, Tensor], sha
         assert looks in refusal(partial(fit, odd, shape, Path("odd.pt")), "checkpoint_mismatch").message
 
 
-def test_what_a_file_looks_like_is_told_by_its_names(weights: dict[str, Tensor]) -> None:
+def test_what_a_file_looks_like_is_told_by_its_names(weights: dict[str, Tensor], shape: StudentConfig) -> None:
     one = torch.zeros(1)
     assert "LoRA" in (recognise({"blocks.0.self_attn.q.lora_A.weight": one}) or "")
     assert recognise({"decoder.conv_in.weight": one}) == "an autoencoder"
     assert recognise({"a": one}) is None
-    assert recognise(weights) == "a Wan of 2 layers, 24 wide, on 4 channels"
+    assert recognise(weights) == f"a Wan of 2 layers, 24 wide, on {shape.in_channels} channels"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def probe(config: ModelConfig) -> Probe:
     dataset = ProbeClips(config, SEED, spoilt=False)
     clips, words, centres = (torch.stack(parts) for parts in zip(*map(dataset.__getitem__, range(COUNT)), strict=True))
     optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
-    for _ in range(30):
+    for _ in range(45):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             reading = made(clips)
         optimizer.zero_grad()

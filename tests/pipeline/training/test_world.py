@@ -98,6 +98,16 @@ def test_a_free_scene_starts_anywhere_at_any_size() -> None:
     assert np.array_equal(track(replace(SCENE, layout_seed=3), [0.0]), track(SCENE, [0.0]))
 
 
+def test_a_free_scene_that_is_called_slow_is_slower_than_any_that_is_not() -> None:
+    def paces(speed: str) -> list[float]:
+        free = replace(SCENE, free=True, motion="moves right", speed=speed)
+        steps = [np.diff(track(replace(free, layout_seed=seed), [0.0, 0.1])[:, 0])[0] for seed in range(80)]
+        return [float((step + 160) % 320 - 160) for step in steps]
+
+    assert max(paces("slowly")) < min(paces(""))
+    assert max(paces("")) < min(paces("quickly"))
+
+
 def test_every_scene_opens_with_its_mover_near_the_middle() -> None:
     rng = np.random.default_rng(3)
     for _ in range(200):
