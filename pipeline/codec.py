@@ -267,8 +267,11 @@ class PocketCodec(nn.Module):
         return made.unflatten(1, (self.config.frames, 3)).flatten(0, 1)
 
     def _tiled(self, layers: nn.Sequential, x: Tensor, memory: TileMemory, tiles: Tiles | None) -> Tensor:
-        """Chosen tiles through layers that see their neighbours, to a column. More than half are cut from a whole."""
-        if tiles is None or len(tiles) > tiles.rows * tiles.columns // 2:
+        """Chosen tiles through layers that see their neighbours, to a column.
+
+        More than half are cut from a whole, and so are any whose neighbours were not computed before.
+        """
+        if tiles is None or not memory.valid or len(tiles) > tiles.rows * tiles.columns // 2:
             made = _run(layers, x.contiguous(memory_format=torch.channels_last), memory.begin(None))
             return made if tiles is None else tiles.gather(made)
         near = memory.begin(tiles)

@@ -5,6 +5,7 @@ clean latents, which writes keys and values -> decode. The engine owns no stream
 With regions, a `Plan` says which tiles are computed: their columns take the same way, and what is held fills them up.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -28,6 +29,8 @@ from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
 from pipeline.tiles import Tiles
 from pipeline.weights import load_parts, pocket_folder
+
+PAINTED = re.compile("[01]*1[01]*")
 
 Trace = Callable[[str], AbstractContextManager[object]]
 
@@ -142,17 +145,15 @@ class Engine:
             raise PipelineError(
                 "regions_invalid", f"The regions dial {controls.regions!r} is not in 0 to 1.", "Choose a value there."
             )
-        rows, columns = self.config.tiles or (0, 0)  # (0, 0): such a model computes all, whatever is painted
-        painted = controls.paint
-        if painted and (
-            not isinstance(painted, str)
-            or set(painted) != {"0", "1"} & set(painted) | {"1"}
-            or len(painted) != (rows * columns or len(painted))
-        ):
+        painted, tiles = controls.paint, self.config.tiles
+        whole = isinstance(painted, str) and (not painted or PAINTED.fullmatch(painted) is not None)
+        if whole and painted and tiles:  # a model without tiles computes all, whatever is painted
+            whole = len(painted) == tiles[0] * tiles[1]
+        if not whole:
             raise PipelineError(
                 "paint_invalid",
-                f"The painted mask {str(painted)[:80]!r} is not {rows} x {columns} tiles of 0 and 1, with a 1.",
-                "Send one 0 or 1 for each tile, row by row, or an empty mask for none.",
+                f"The painted mask {str(painted)[:80]!r} is not one 0 or 1 for each tile, with a 1 somewhere.",
+                "Send them row by row, or an empty mask for none.",
             )
         expected = (self.config.frames_per_chunk, self.config.height, self.config.width, 3)
         if source_THWC is not None and (source_THWC.shape != expected or source_THWC.dtype != np.uint8):
@@ -178,6 +179,8 @@ class Engine:
                 state.encoder.layers.reset()
                 state.decoder.layers.reset()
             return None
+        if frames_TCHW is None:
+            state.encoder.layers.reset()  # a source that comes back is another one
         key = (controls.prompt, tuple(sigmas), controls.structure, frames_TCHW is None)
         return Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
 

@@ -39,7 +39,7 @@ export class Regions {
       this.#stroke(event);
     });
     canvas.addEventListener("pointermove", (event) => event.buttons && this.#stroke(event));
-    canvas.addEventListener("pointerup", () => this.#tell());
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.#tell());
   }
 
   /** tiles: rows and columns of the model; null where it cannot hold any. */
@@ -57,7 +57,7 @@ export class Regions {
   tell({ active, active_fraction, chunk_ms }) {
     this.#computed = active || "1".repeat(this.#rows * this.#columns);
     const computed = Math.round(100 * active_fraction);
-    $("regions-meter").value = `Computed: ${computed} %, saved: ${100 - computed} %, ${Math.round(chunk_ms)} ms a chunk.`;
+    $("regions-meter").value = `Computed: ${computed} % of the tiles, ${Math.round(chunk_ms)} ms a chunk.`;
     this.#draw();
   }
 

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.models import WAN_SMALL
 from pipeline.structure import CHANNELS
 from pipeline.training import captions
 from pipeline.weights import read_transformer_shape
@@ -184,15 +185,7 @@ def wan_config() -> ModelConfig:
         width=832,
         height=480,
         chunk=3,
-        student=StudentConfig(
-            num_attention_heads=12,
-            attention_head_dim=128,
-            in_channels=16,
-            out_channels=16,
-            text_dim=4096,
-            ffn_dim=8960,
-            num_layers=30,
-        ),
+        student=WAN_SMALL,
         codec=CodecConfig(latent_channels=16, spatial_stride=8),
         text=TextConfig(length=512),
         sampler=SamplerConfig(shift=5.0),

@@ -192,6 +192,30 @@ def test_a_painted_mask_changes_the_painted_tiles_and_nothing_else(wide: Engine)
         last = chunk
 
 
+def test_a_camera_may_come_and_go_while_a_mask_is_painted(wide: Engine) -> None:
+    """A source whose neighbours were never encoded is encoded whole; what is not painted stays to the byte."""
+    mask = np.zeros((4, 6), bool)
+    mask[1, 0:2] = True
+    painted = replace(RED, regions=0.0, paint="".join("1" if cell else "0" for cell in mask.flat))
+    state = wide.open(7)
+    last = wide.step(state, painted)
+    for source in (None, camera(wide), camera(wide, (40, 40)), None, camera(wide, seed=1)):
+        chunk = wide.step(state, painted, source)
+        assert np.array_equal(chunk.active_HW, mask)  # type: ignore[arg-type]
+        assert np.array_equal(chunk.frames_THWC[:, :, 128:], np.repeat(last.frames_THWC[-1:, :, 128:], 8, 0))
+        assert not np.array_equal(chunk.latents_TCHW, last.latents_TCHW)
+        last = chunk
+
+
+def test_chosen_tiles_of_a_source_that_was_never_seen_are_those_of_the_whole(codec: PocketCodec) -> None:
+    frames, mask = torch.rand(8, 3, 128, 192) * 2 - 1, np.zeros((4, 6), bool)
+    mask[1, 0:2] = True
+    tiles = Tiles.of(mask)
+    with torch.no_grad():
+        column = codec.encode_tiles(CodecMemory(), frames, tiles)
+        torch.testing.assert_close(column, tiles.gather(codec.encode(frames[None])[0]))
+
+
 @pytest.mark.parametrize(
     ("code", "changes"),
     [
