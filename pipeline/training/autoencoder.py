@@ -1,6 +1,7 @@
 """Stage 1: the pocket autoencoder, on crops of the procedural world and of generic imagery."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Crops(Dataset[Tensor]):
             top = int(rng.integers(0, config.height - CROP_HEIGHT + 1))
             left = int(rng.integers(0, config.width - CROP_WIDTH + 1))
         else:
-            scene = world.sample_scene(rng)
+            scene = replace(world.sample_scene(rng), free=bool(rng.random() < 0.5))
             times_s = rng.uniform(0, 600) + np.arange(count) / config.fps
             clip = world.render(scene, times_s, config.width, config.height)
             # Most crops hold the mover: the background is easy and the same everywhere.
