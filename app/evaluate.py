@@ -37,6 +37,7 @@ from pipeline.training.probe_clips import shrink
 from pipeline.training.settings import StageSettings
 from pipeline.training.sheet import write_sheet
 
+PROBE_BUDGET_S = 900.0
 SHEET_PROMPTS, CAMERA_CLIPS, CAMERA_CHUNKS = 24, 5, 4
 NOISE_CLIPS = 24  # kept at their full size, 6 MB each
 MANY_UNTIL = 4000  # the frame at which three points are judged; later only a collapse is
@@ -82,8 +83,8 @@ QUICK = Plan(clips=6, drift_frames=256, streams=2, probe_clips=32, codec_clips=4
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to measure and where to write. teacher None: its rows are not measured. probe None: the embedded one, or,
-    given a budget, one that is trained in `probe_folder` until it is spent; what was spent before counts."""
+    """What to measure and where to write. teacher None: its rows are not measured. probe None: the embedded one; given
+    a budget, or where none is embedded, one that is trained in `probe_folder`; what was spent before counts."""
 
     model: Path | None
     teacher: Path | None
@@ -165,9 +166,9 @@ def ready_probe(wanted: Wanted, engine: Engine) -> tuple[Probe, str]:
             raise AppError(
                 "probe_unreadable", f"{wanted.probe} {what}.", "Name a probe's .safetensors, or leave --probe out."
             ) from error
-    if wanted.probe_budget_s is None:
+    if wanted.probe_budget_s is None and EMBEDDED.is_file():
         return load_probe(EMBEDDED), f"It is the embedded one, {told_of(EMBEDDED)}."
-    settings = StageSettings(budget_s=wanted.probe_budget_s, learning_rate=2e-3, ema=0.99)
+    settings = StageSettings(budget_s=wanted.probe_budget_s or PROBE_BUDGET_S, learning_rate=2e-3, ema=0.99)
     probe = train_probe(engine.config, wanted.probe_folder, settings)
     saved = torch.load(wanted.probe_folder / "checkpoint.pt", weights_only=True)
     about = f"trained on renders for {saved['trained_s']:.0f} s, {saved['step']} steps"
