@@ -178,10 +178,11 @@ def ready_probe(wanted: Wanted, engine: Engine) -> tuple[Probe, str]:
 
 def counts(plan: Plan) -> str:
     """How much was measured, for the page."""
+    ends = ", ".join(f"{plan.untils.count(until)} to frame {until}" for until in sorted(set(plan.untils)))
     return (
-        f"{plan.clips} clips a row, {plan.streams} long streams of which {min(plan.streams, plan.long_streams)} go "
-        f"beyond frame {MANY_UNTIL}, {plan.switches} prompt switches, {plan.codec_clips} clips of each kind through "
-        f"the autoencoder, {plan.probe_clips} held-out renders for the probe"
+        f"{plan.clips} clips a row, {plan.streams} long streams ({ends}), {plan.switches} prompt switches, "
+        f"{plan.codec_clips} clips of each kind through the autoencoder, and {plan.probe_clips} held-out renders for "
+        "the probe"
     )
 
 

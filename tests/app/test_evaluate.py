@@ -229,7 +229,7 @@ def test_a_run_measures_every_part_and_ends_with_one_line(
     assert len(pictures) == 7
     assert "`stillstream eval --model 'a folder'`" in text
     assert "guidance 2" in text
-    assert "4 clips a row, 1 long streams" in text
+    assert "4 clips a row, 1 long streams (1 to frame 0)" in text
     assert "longer --probe-budget" in printed.err
     assert {path.name for path in tmp_path.iterdir()} == {"page", "page.md", "probe.safetensors", "teacher"}
 
