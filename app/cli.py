@@ -190,25 +190,33 @@ def evaluate(
         typer.Option(help="The teacher's folder, of the run that made the model; by default `teacher` beside it."),
     ] = None,
     probe: Annotated[
-        Path | None, typer.Option(help="A probe's .safetensors; by default one is trained in runs/pocket/probe.")
+        Path | None, typer.Option(help="A probe's .safetensors; by default the one that comes with Stillstream.")
     ] = None,
-    probe_budget: Annotated[str | None, typer.Option(help="Time to train the probe in, as 90s or 20m.")] = None,
+    probe_budget: Annotated[
+        str | None, typer.Option(help="Train a probe in runs/pocket/probe for this long, as 90s or 20m.")
+    ] = None,
     clips: Annotated[int | None, typer.Option(min=4, help="Clips that the figures are read from.")] = None,
     drift_frames: Annotated[int | None, typer.Option(min=0, help="The latest frame that drift is read at.")] = None,
-    streams: Annotated[int | None, typer.Option(min=1, help="Long streams that drift is read from.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A rough look in about two minutes.")] = False,
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="Streams that drift is read from; two go beyond frame 4000.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A rough look in a minute or two.")] = False,
     out_path: Annotated[Path, typer.Option("--out", help="The page to write; its pictures go beside it.")] = Path(
         "docs/student.md"
     ),
     threads: Threads = None,
 ) -> None:
-    """Measure how well a model draws what it is asked for, and write a page with what was found."""
+    """Measure how well a model draws what it is asked for, and write a page with what was found.
+
+    About twelve minutes on two cores.
+    """
     chosen = threads or default_threads()
     calm_openmp(chosen)
     from app.evaluate import QUICK, Plan, Wanted
     from app.evaluate import evaluate as run
     from pipeline.training.settings import read_budget
 
+    model = named(model, "cpu")
     beside = model.absolute().parent / "teacher" if model else None
     if teacher is None and beside is not None and (beside / "checkpoint.pt").is_file():
         teacher = beside
@@ -219,7 +227,7 @@ def evaluate(
         teacher=teacher,
         probe=probe,
         probe_folder=Path("runs/pocket/probe"),
-        probe_budget_s=read_budget(probe_budget or ("30s" if quick else "15m")),
+        probe_budget_s=read_budget(probe_budget) if probe_budget else None,
         out=out_path,
         threads=chosen,
         words=sys.argv[2:],

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bench_figures import Figure, Report, Target
-from pipeline.training.evaluate import Drift, DriftPoint, Quality, StepsRow, Switched
+from pipeline.training.evaluate import Quality, StepsRow
+from pipeline.training.evaluate_streams import Drift, DriftPoint, Switched
 from pipeline.training.measures import Noise, score
 from pipeline.training.probe import Bounds
 
@@ -24,7 +25,8 @@ ENOUGH = 0.8  # of the words in renders: a probe that reads fewer says more abou
 class Findings:
     """real: renders of the same scenes. floor: the same against other captions. bounds: the probe itself, on more.
 
-    distance: of features, to the renders. noises: of the background, one a clip; NaN where there was too little of it.
+    distance: of features, to the renders. steps: the row of 50 is the guided teacher's if there is one. unguided_ms: a
+    chunk of 50 steps without guidance. noises: of the background, one a clip; NaN where there was too little of it.
     """
 
     clips: int
@@ -35,7 +37,7 @@ class Findings:
     student_distance: float
     teacher: Quality | None
     teacher_distance: float | None
-    teacher_ms: float | None
+    unguided_ms: float
     steps: list[StepsRow]
     drift: Drift
     switched: Switched
@@ -84,8 +86,11 @@ KEYS = (
 def values(found: Findings) -> Report:
     """A number for each figure, or None."""
     times_ms = {row.steps: row.ms for row in found.steps}
-    scores = {point.frame: point.quality.score for point in found.drift.points if point.quality is not None}
-    first = scores.get(0)
+    drifted = {  # the opening of the same streams, and what they are at a later frame
+        point.frame: (point.opening, point.quality.score)
+        for point in found.drift.points
+        if point.quality is not None and point.opening is not None
+    }
     ratios = [noise.ratio for noise in found.noises if math.isfinite(noise.ratio)]
     student, teacher, apart = found.student.score, found.teacher, found.teacher_distance
     return {
@@ -95,8 +100,8 @@ def values(found: Findings) -> Report:
         "steps_speed_up": _share(times_ms[50], times_ms[4]) if {4, 50} <= times_ms.keys() else None,
         "motion_error": found.student.motion_error,
         "still_share": found.student.still_share,
-        "drift_lost_4000": POINTS * (first - scores[4000]) if first is not None and 4000 in scores else None,
-        "drift_kept_20000": _share(scores[20000], first) if first is not None and 20000 in scores else None,
+        "drift_lost_4000": POINTS * (drifted[4000][0] - drifted[4000][1]) if 4000 in drifted else None,
+        "drift_kept_20000": _share(drifted[20000][1], drifted[20000][0]) if 20000 in drifted else None,
         "switch_rate": found.switched.rate,
         "codec_psnr_renders": found.codec_psnr_renders,
         "codec_psnr_generic": found.codec_psnr_generic,
@@ -150,6 +155,7 @@ def _drifted(point: DriftPoint) -> dict[str, object]:
     quality = point.quality
     return {
         "frame": point.frame,
+        "streams": point.streams,
         "quality": _exact(quality.score) if quality else None,
         "motion_error": _exact(quality.motion_error) if quality else None,
         "still_share": _exact(quality.still_share) if quality else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.evaluate_figures import NOT_MEASURED, Findings, doubtful, rows
-from pipeline.training.evaluate import DriftPoint
+from pipeline.training.evaluate_streams import DriftPoint
 from pipeline.training.measures import SCORED, score
 from pipeline.training.probe_clips import ATTRIBUTES
 
@@ -18,12 +18,15 @@ NO_NOTES = "Nothing written yet. What stands here stays when the page is written
 
 @dataclass(frozen=True)
 class Told:
-    """What the page says beside the figures. prompts: of the sheet, in its order. probe: where it came from."""
+    """What the page says beside the figures. plan: how much was measured. probe: where it came from. prompts: of the
+    sheet, in its order."""
 
     command: str
     machine: str
     model: str
     teacher: str
+    plan: str
+    took_s: float
     probe: str
     prompts: Sequence[str]
     camera_prompts: Sequence[str]
@@ -34,9 +37,9 @@ def page(found: Findings, told: Told, folder: str, notes: str = NO_NOTES) -> str
     """folder: of the pictures, as the page links to them."""
     parts = [
         "# What the student reaches",
-        f"Written by `{told.command}` on {told.machine}. Model: {told.model}. Teacher: {told.teacher}. Figures are "
-        f"measured on {found.clips} clips of two seconds, each from the opening of a stream of its own; scenes and "
-        "captions are drawn from seeds that no training uses.",
+        f"Written by `{told.command}` on {told.machine}, in {told.took_s / 60:.1f} minutes. Model: {told.model}. "
+        f"Teacher: {told.teacher}. Measured were {told.plan}. A clip has two seconds and is the opening of a stream of "
+        "its own; scenes and captions are drawn from seeds that no training uses.",
         _table(
             ("measure", "must reach", "measured", ""),
             ((r.measure, r.target, r.measured, r.reached) for r in rows(found)),
@@ -50,18 +53,20 @@ def page(found: Findings, told: Told, folder: str, notes: str = NO_NOTES) -> str
         f"{_number(found.teacher_distance, 2)}. It is taken from {found.clips} clips a side; from so few, their ratio "
         "says more than each alone.",
         "## Steps",
-        "A row is the same weights in another number of passes, without guidance; quality is the mean over the five "
-        "attributes, time the median of a whole chunk, all stages, taken in turns. The teacher is guided, so each of "
-        "its steps is two.",
+        "Quality is the mean over the five attributes, on the same clips in every row; time is the median of a whole "
+        f"chunk, all stages, taken in turns. {_fifty(found)}",
         _steps(found),
         f"![Quality and time]({folder}/steps.png)",
         "## Motion",
         _motion(found),
         "## Drift",
-        f"{len(found.drift.strips)} streams of their own, read where each clip begins. One answer of the probe on one "
-        f"stream is worth {100 / max(1, len(found.drift.strips) * len(SCORED)):.1f} points, so small differences are "
-        "chance.",
-        _table(("frame", "right", "motion error", "do not move"), (_drift(point) for point in found.drift.points)),
+        f"Streams of their own, a clip read at each frame; a loss is against the opening of the same streams. Over "
+        f"{len(found.drift.strips)} streams one answer of the probe is worth "
+        f"{100 / max(1, len(found.drift.strips) * len(SCORED)):.1f} points, so small differences are chance.",
+        _table(
+            ("frame", "streams", "right", "points lost", "motion error", "do not move"),
+            (_drift(point) for point in found.drift.points),
+        ),
         f"![Quality along the stream]({folder}/drift.png)",
         f"![A row a stream, a picture at each measured frame]({folder}/drift-strips.jpg)",
         "## Prompt switches",
@@ -124,12 +129,19 @@ def _mean(agreed: dict[str, float]) -> float:
     return score(agreed, [name for name in SCORED if name in agreed])
 
 
+def _fifty(found: Findings) -> str:
+    if found.teacher is None:
+        return "The row of 50 is the same weights in 50 passes, without guidance."
+    ms = {row.steps: row.ms for row in found.steps}
+    return (
+        "The row of 50 is the teacher, guided, so each of its steps is two passes: a few steps of the student, which "
+        f"learnt the guidance in, stand in for that. Without guidance a chunk of 50 takes {found.unguided_ms:.0f} ms, "
+        f"{found.unguided_ms / ms[4]:.1f} times that of 4."
+    )
+
+
 def _steps(found: Findings) -> str:
-    lines = [(str(row.steps), _share(row.quality), f"{row.ms:.0f}") for row in found.steps]
-    if found.teacher is not None:
-        lines.append(
-            (f"50, guided teacher, on {found.clips} clips", _share(found.teacher.score), _number(found.teacher_ms))
-        )
+    lines = ((str(row.steps), _share(row.quality), f"{row.ms:.0f}") for row in found.steps)
     return _table(("steps", "right", "ms a chunk"), lines)
 
 
@@ -144,9 +156,11 @@ def _motion(found: Findings) -> str:
 
 def _drift(point: DriftPoint) -> tuple[str, ...]:
     quality = point.quality
-    if quality is None:
-        return (str(point.frame), *[NOT_MEASURED] * 3)
-    return (str(point.frame), _share(quality.score), _share(quality.motion_error), _share(quality.still_share))
+    if quality is None or point.opening is None:
+        return (str(point.frame), "0", *[NOT_MEASURED] * 4)
+    lost = f"{100 * (point.opening - quality.score):.1f}"
+    read = (_share(quality.score), lost, _share(quality.motion_error), _share(quality.still_share))
+    return (str(point.frame), str(point.streams), *read)
 
 
 def _noise(found: Findings) -> str:

@@ -75,7 +75,7 @@ class Trainer:
     def __init__(self, name: str, folder: Path, module: nn.Module, settings: StageSettings) -> None:
         self.name, self.folder, self.module, self.settings = name, folder, module, settings
         folder.mkdir(parents=True, exist_ok=True)
-        hidden = list(module.hidden_matrices()) if settings.muon else []  # type: ignore[operator]
+        hidden = self._matrices() if settings.muon else []
         taken = {id(matrix) for matrix in hidden}
         others = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
         groups = [
@@ -86,9 +86,7 @@ class Trainer:
             "optimizer": torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99))
         }
         if hidden:
-            self.optimizers["muon"] = torch.optim.Muon(
-                hidden, settings.learning_rate, settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            self.optimizers["muon"] = self._muon(hidden)
         self.ema = EMA(module, settings.ema)
         self.step, self.trained_s = 0, 0.0
         self._resume()
@@ -154,6 +152,14 @@ class Trainer:
     def reads_onto(self) -> torch.device:
         """Where a checkpoint is read to."""
         return next(self.module.parameters()).device
+
+    def _matrices(self) -> list[nn.Parameter]:
+        """The weights between layers."""
+        return list(self.module.hidden_matrices())  # type: ignore[operator]
+
+    def _muon(self, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        return torch.optim.Muon(matrices, rate, decay, adjust_lr_fn="match_rms_adamw")
 
     def _own(self, saved: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of saved tensors, cut as `like` is."""

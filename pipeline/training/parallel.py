@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.student import Attend, Student, TextKV
 from pipeline.training.loop import Trainer
+from pipeline.training.muon import CutMuon
 from pipeline.training.settings import StageSettings
 
 
@@ -148,6 +149,12 @@ class ShardedTrainer(Trainer):
         """The averaged weights, whole in the first process."""
         gathered: dict[str, Tensor] = whole(self.ema.values, self.writes)
         return gathered
+
+    def _matrices(self) -> list[nn.Parameter]:
+        return [value for value in self.module.model.blocks.parameters() if value.ndim == 2]  # type: ignore[union-attr]
+
+    def _muon(self, matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return CutMuon(matrices, self.settings.learning_rate, self.settings.weight_decay)
 
     def _own(self, saved: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: _cut(value, like.get(name)) for name, value in saved.items()}

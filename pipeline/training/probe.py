@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ ROWS, COLUMNS = HEIGHT // CELL, WIDTH // CELL
 FEATURES = 128
 _LOOK, _PATH = 96, 32
 _ON_PATH = ("motion", "speed")
+EMBEDDED = Path(__file__).with_name("probe.safetensors")
 
 
 def _block(inner: int, outer: int, stride: int = 1, size: int = 3) -> nn.Sequential:
@@ -161,10 +163,16 @@ def train_probe(
     return average.eval().requires_grad_(False)
 
 
-def save_probe(probe: Probe, path: Path) -> None:
-    """Stored in half precision, computed in single."""
+def save_probe(probe: Probe, path: Path, about: str) -> None:
+    """Stored in half precision, computed in single. about: how it was trained and what it reads, kept in the file."""
     values = {key: value.half() if value.is_floating_point() else value for key, value in probe.state_dict().items()}
-    save_file({key: value.contiguous() for key, value in values.items()}, path)
+    save_file({key: value.contiguous() for key, value in values.items()}, path, {"about": about})
+
+
+def told_of(path: Path) -> str:
+    """What a probe's file says of itself."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("about", "which tells nothing of itself")
 
 
 def load_probe(path: Path) -> Probe:

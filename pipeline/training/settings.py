@@ -179,10 +179,6 @@ class WanStageSettings(StageSettings):
     guidance: Annotated[float, Field(ge=1)] = 3.0
     target: Target = "endpoint"
 
-    def __post_init__(self) -> None:
-        if self.muon:
-            raise ValueError("muon needs whole matrices, and a Wan run cuts them")
-
 
 def wan_config() -> ModelConfig:
     """The shape of Wan 2.1 at 1.3 billion weights, chunk by chunk."""
@@ -222,6 +218,8 @@ class WanSettings:
     def __post_init__(self) -> None:
         if self.lora.rank and self.transformer is None:
             raise ValueError("lora adapts weights that are there; name a transformer to begin from")
+        if self.lora.rank and (self.teacher.muon or self.student.muon):
+            raise ValueError("muon is for the matrices between layers, which lora leaves as they are; choose one")
 
 
 def load_settings(path: Path) -> TrainSettings | WanSettings:

@@ -21,7 +21,8 @@ from app.evaluate_figures import FIGURES, KEYS, Findings
 from app.evaluate_report import NO_NOTES, NOTES, Told, kept_notes, page
 from pipeline.errors import PipelineError
 from pipeline.training import loop
-from pipeline.training.evaluate import DRIFT_FRAMES, STEP_COUNTS, Drift, DriftPoint, Quality, StepsRow, Switched
+from pipeline.training.evaluate import STEP_COUNTS, Quality, StepsRow
+from pipeline.training.evaluate_streams import DRIFT_FRAMES, Drift, DriftPoint, Switched
 from pipeline.training.measures import SCORED, Motion, Noise
 from pipeline.training.probe import Bounds, Probe, load_probe, save_probe
 from pipeline.training.teacher import Denoiser
@@ -42,6 +43,10 @@ def all_right(share: float, error: float | None = 0.1, still: float | None = 0.0
     return Quality(dict.fromkeys(SCORED, share), error, still)
 
 
+def drifted(frame: int, share: float) -> DriftPoint:
+    return DriftPoint(frame, all_right(share), streams=3, opening=0.8)
+
+
 def findings() -> Findings:
     nothing = np.zeros(0)
     return Findings(
@@ -53,9 +58,9 @@ def findings() -> Findings:
         student_distance=6.0,
         teacher=all_right(0.85),
         teacher_distance=3.0,
-        teacher_ms=2000.0,
+        unguided_ms=400.0,
         steps=[StepsRow(steps, 0.5, 10.0 * steps) for steps in STEP_COUNTS],
-        drift=Drift([DriftPoint(frame, all_right(0.8) if frame <= 4000 else None) for frame in DRIFT_FRAMES], []),
+        drift=Drift([drifted(frame, 0.8) if frame <= 4000 else DriftPoint(frame) for frame in DRIFT_FRAMES], []),
         switched=Switched(0.75, 0.9, []),
         codec_psnr_renders=32.04,
         codec_psnr_generic=25.94,
@@ -65,7 +70,16 @@ def findings() -> Findings:
 
 
 TOLD = Told(
-    "stillstream eval", "a machine", "tiny", "none at hand", "It was given.", ["red ball"], ["blue"], [("a", "b")]
+    command="stillstream eval",
+    machine="a machine",
+    model="tiny",
+    teacher="none at hand",
+    plan="10 clips a row",
+    took_s=90.0,
+    probe="It was given.",
+    prompts=["red ball"],
+    camera_prompts=["blue"],
+    switches=[("a", "b")],
 )
 
 
@@ -92,8 +106,8 @@ def test_each_row_is_judged_as_it_is_told() -> None:
 
 
 def test_without_a_teacher_and_long_streams_their_rows_are_not_measured_and_nothing_stands_in_for_them() -> None:
-    drift = Drift([DriftPoint(frame, all_right(0.8) if not frame else None) for frame in DRIFT_FRAMES], [])
-    found = replace(findings(), teacher=None, teacher_distance=None, teacher_ms=None, drift=drift, noises=[])
+    drift = Drift([DriftPoint(frame) if frame else drifted(frame, 0.8) for frame in DRIFT_FRAMES], [])
+    found = replace(findings(), teacher=None, teacher_distance=None, drift=drift, noises=[])
     rows = told_rows(found)
     absent = {key for key, row in rows.items() if row == ("not measured", "not measured")}
     report = json.loads(figures.line(found))
@@ -110,7 +124,7 @@ def test_without_a_teacher_and_long_streams_their_rows_are_not_measured_and_noth
 
 
 def test_a_stream_that_collapses_late_is_told() -> None:
-    points = [DriftPoint(frame, all_right(0.8 if frame < 4000 else 0.3)) for frame in DRIFT_FRAMES]
+    points = [drifted(frame, 0.8 if frame < 4000 else 0.3) for frame in DRIFT_FRAMES]
     rows = told_rows(replace(findings(), drift=Drift(points, [])))
     assert rows["drift_lost_4000"] == ("50.0", "not reached")
     assert rows["drift_kept_20000"] == ("0.37", "not reached")
@@ -156,9 +170,22 @@ def test_what_a_person_wrote_stays_when_the_page_is_written_again(tmp_path: Path
     assert path.read_text().count(NOTES) == 1
 
 
+def test_a_few_streams_go_on_to_the_last_frame_and_the_others_end_where_points_are_judged() -> None:
+    assert Plan(streams=4).untils == [20000, 20000, 4000, 4000]
+    assert Plan(streams=3, drift_frames=256).untils == [256] * 3
+
+
+def test_the_row_of_50_steps_says_what_it_stands_for() -> None:
+    with_teacher, without = page(findings(), TOLD, "student"), page(replace(findings(), teacher=None), TOLD, "student")
+    assert "a chunk of 50 takes 400 ms, 10.0 times that of 4" in with_teacher
+    assert "The row of 50 is the same weights" in without
+
+
 def test_a_quick_look_measures_less_of_everything() -> None:
     plan = Plan()
-    assert (QUICK.clips, QUICK.steps_clips, QUICK.switches) < (plan.clips, plan.steps_clips, plan.switches)
+    assert QUICK.clips < plan.clips
+    assert QUICK.switches < plan.switches
+    assert sum(QUICK.untils) < sum(plan.untils) / 50
     assert QUICK.sheet < plan.sheet
     assert Plan(clips=4).sheet == 24
 
@@ -166,7 +193,7 @@ def test_a_quick_look_measures_less_of_everything() -> None:
 @pytest.fixture
 def wanted(tiny_model: Path, tmp_path: Path) -> Wanted:
     torch.manual_seed(0)
-    save_probe(Probe(), tmp_path / "probe.safetensors")
+    save_probe(Probe(), tmp_path / "probe.safetensors", "not trained at all")
     return Wanted(
         model=tiny_model,
         teacher=None,
@@ -202,6 +229,7 @@ def test_a_run_measures_every_part_and_ends_with_one_line(
     assert len(pictures) == 7
     assert "`stillstream eval --model 'a folder'`" in text
     assert "guidance 2" in text
+    assert "4 clips a row, 1 long streams (1 to frame 0)" in text
     assert "longer --probe-budget" in printed.err
     assert {path.name for path in tmp_path.iterdir()} == {"page", "page.md", "probe.safetensors", "teacher"}
 

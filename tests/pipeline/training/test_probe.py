@@ -10,7 +10,16 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.training import world
 from pipeline.training.autoencoder import item_rng
-from pipeline.training.probe import FEATURES, Probe, bounds, load_probe, probe_loss, save_probe, train_probe
+from pipeline.training.probe import (
+    FEATURES,
+    Probe,
+    bounds,
+    load_probe,
+    probe_loss,
+    save_probe,
+    told_of,
+    train_probe,
+)
 from pipeline.training.probe_clips import ATTRIBUTES, FRAMES, HEIGHT, WIDTH, ProbeClips, spoil, view, view_times_s
 from pipeline.training.settings import StageSettings
 
@@ -112,7 +121,8 @@ def test_motion_is_read_from_the_path_and_looks_are_not(probe: Probe, config: Mo
 
 def test_a_stored_probe_reads_the_same(probe: Probe, config: ModelConfig, tmp_path: Path) -> None:
     clips = torch.stack([ProbeClips(config, SEED, spoilt=False)[index][0] for index in range(3)])
-    save_probe(probe, tmp_path / "probe.safetensors")
+    save_probe(probe, tmp_path / "probe.safetensors", "overfitted")
+    assert told_of(tmp_path / "probe.safetensors") == "overfitted"
     answers, again = probe.read(clips), load_probe(tmp_path / "probe.safetensors").read(clips, batch=2)
     assert answers.features.shape == (3, FEATURES)
     assert answers.words == again.words

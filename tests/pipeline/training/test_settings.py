@@ -119,7 +119,6 @@ def test_what_the_named_folders_say_about_the_model_need_not_be_said_again(
         ('recipe = "wan"\n[clips]\n', "there is no key 'clips'"),
         ('recipe = "wan"\n[lora]\nrnk = 3\n', "there is no key 'rnk' in [lora]"),
         ('recipe = "wan"\n[lora]\nrank = 3\n', "name a transformer to begin from"),
-        ('recipe = "wan"\n[teacher]\nmuon = true\n', "muon needs whole matrices"),
         ('recipe = "wan"\nprecision = "fp8"\n', "precision"),
         ('recipe = "wan"\nbeside = 3\n', "beside"),
     ],
@@ -128,6 +127,15 @@ def test_a_wan_run_is_as_strict(tmp_path: Path, text: str, said: str) -> None:
     error = refused(written(tmp_path, text))
     assert error.code == "train_config_invalid"
     assert said in error.message
+
+
+def test_muon_is_for_every_weight_and_not_for_thin_layers(tmp_path: Path, wan_run: WanSettings) -> None:
+    folders = f'recipe = "wan"\nbeside = "{wan_run.beside}"\ntransformer = "{wan_run.transformer}"\n'
+    settings = load_settings(written(tmp_path, folders + "[teacher]\nmuon = true\n"))
+    assert isinstance(settings, WanSettings)
+    assert settings.teacher.muon
+    error = refused(written(tmp_path, folders + "[teacher]\nmuon = true\n[lora]\nrank = 2\n"))
+    assert "muon is for the matrices between layers" in error.message
 
 
 def test_a_wan_run_names_the_folder_that_is_not_there(tmp_path: Path) -> None:
