@@ -170,7 +170,7 @@ class TileMemory:
                 index, (count, channels, height, width) = next(place), x.shape
                 if index == len(self.maps):
                     self.maps.append(x.new_zeros(count, height + 2, width + 2, channels))
-                self.maps[index][:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+                self.maps[index][-1, 1:-1, 1:-1] = x[-1].permute(1, 2, 0)  # chosen tiles read the newest alone
             return layer(x)
 
         def chosen(layer: nn.Conv2d, x: Tensor) -> Tensor:
