@@ -25,6 +25,7 @@ from app.config import Settings
 from app.errors import SPOKEN, AppError
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
 from pipeline.chunk import Controls
+from pipeline.config import WanModel
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -269,7 +270,12 @@ def evaluate(
     from app.evaluate import evaluate as run
     from pipeline.training.settings import read_budget
 
-    model = named(model, "cpu")
+    chosen_model = named(model, "cpu")
+    if isinstance(chosen_model, WanModel):
+        raise AppError(
+            "setting_invalid", "What is measured is the pocket's world.", "Name a folder of your own training."
+        )
+    model = chosen_model
     beside = model.absolute().parent / "teacher" if model else None
     if teacher is None and beside is not None and (beside / "checkpoint.pt").is_file():
         teacher = beside
