@@ -236,11 +236,10 @@ def named(
         raise AppError("setting_invalid", f"There is no decoder {decoder!r}.", "Choose tiny or full.")
     width, height = _size(size) if size else WAN_SIZE
     shelf = _shelf(*folders)
-    if row.layout == "wan" and shelf.is_converted(row):
+    roomy = False
+    if row.layout == "wan":
         wants, free, host_free = shelves.reckon(row, width, height, device)
         roomy = wants.choose(free, host_free) == "whole"
-    else:
-        roomy = False  # it will be said what is missing first
     return shelves.serving(
         shelf,
         row,
