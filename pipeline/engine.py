@@ -24,6 +24,7 @@ from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import denoise, draw_noise, levels, levels_from
 from pipeline.state import StreamState
+from pipeline.step_cache import StepCache
 from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
@@ -51,8 +52,10 @@ class Engine:
         *,
         device: str = "cpu",
         trace: Trace = no_trace,
+        step_cache: float = 0.0,
     ) -> None:
         self.config, self.device, self.trace = config, torch.device(device), trace
+        self.step_cache = step_cache  # threshold of `StepCache`, for schedules of many passes; 0 computes each
         self.codec = codec.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text = text.to(self.device)
         self.student = student.to(self.device)
@@ -209,6 +212,8 @@ class Engine:
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         if plan is not None:
             attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
+        # Regions keep the keys of every pass, so none is left out with them.
+        cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -221,6 +226,8 @@ class Engine:
                         attend.step = first + step
                         attend.choose(tiles)
                     timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
+                    if cached is not None:
+                        return cached(noisy, timesteps, text, attend, control)
                     return self.student(noisy, timesteps, text, attend, control, tiles)
 
             return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction)
