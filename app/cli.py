@@ -93,6 +93,13 @@ def generate(
     regions: Annotated[
         float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
     ] = 0.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=200, help="Denoise passes of a chunk; by default the model's own.")
+    ] = None,
+    step_cache: Annotated[
+        float,
+        typer.Option(min=0, max=10, help="With 8 steps and more: leave out passes that change less; 0 runs each."),
+    ] = 0.0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
     device: Device = "cpu",
@@ -122,7 +129,7 @@ def generate(
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
         unknown_words = run(
-            LoadEngine(named(model, device), device, chosen),
+            LoadEngine(named(model, device), device, chosen, steps, step_cache),
             Controls(prompt, seed, strength, structure, regions),
             seconds,
             out_path,

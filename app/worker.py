@@ -58,11 +58,16 @@ EngineFactory = Callable[[Trace], EngineLike]
 
 @dataclass(frozen=True)
 class LoadEngine:
-    """The real engine's factory; it pickles, and imports torch only when called."""
+    """The real engine's factory; it pickles, and imports torch only when called.
+
+    steps: denoise passes, evenly spaced; None: those of the model. step_cache: what `Engine` takes.
+    """
 
     model: Path | None
     device: str
     threads: int
+    steps: int | None = None
+    step_cache: float = 0.0
 
     def __call__(self, trace: Trace) -> EngineLike:
         import torch
@@ -75,8 +80,14 @@ class LoadEngine:
             raise AppError(
                 "device_unusable", f"This machine cannot compute on {self.device!r}.", "Choose cpu, or run the doctor."
             ) from error
-        engine: EngineLike = Engine.load(self.model, device=self.device, threads=self.threads, trace=trace)
-        return engine
+        engine = Engine.load(self.model, device=self.device, threads=self.threads, trace=trace)
+        engine.step_cache = self.step_cache
+        if self.steps is not None:
+            from pipeline.training.guided import with_steps
+
+            engine.config = with_steps(engine.config, self.steps)
+        made: EngineLike = engine
+        return made
 
 
 def usable_cores() -> int:

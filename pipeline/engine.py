@@ -185,7 +185,10 @@ class Engine:
         if frames_TCHW is None:
             state.encoder.layers.reset()  # a source that comes back is another one
         key = (controls.prompt, tuple(sigmas), controls.structure, frames_TCHW is None)
-        return Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+        plan = Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+        if plan.anew and plan.tiles is not None:
+            state.regions.forget(plan.tiles.tokens(self.config.grid), state.cache.written)
+        return plan
 
     def _encode(
         self, state: StreamState, controls: Controls, frames_TCHW: Tensor, plan: Plan | None

@@ -56,11 +56,14 @@ class KVCache:
         sink, window = self.config.sink, self.config.window
         return frame if frame < sink else sink + (frame - sink) % window
 
+    def numbers(self) -> list[int]:
+        """Which latent frames of the stream are remembered, in the order of their positions."""
+        sink = min(self.written, self.config.sink)
+        return [*range(sink), *range(max(sink, self.written - self.config.window), self.written)]
+
     def slots(self) -> list[int]:
         """Slots of the remembered frames in the order of their positions."""
-        sink = min(self.written, self.config.sink)
-        oldest = max(sink, self.written - self.config.window)
-        return [*range(sink), *(self._slot(frame) for frame in range(oldest, self.written))]
+        return [self._slot(frame) for frame in self.numbers()]
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the past in position order, (batch, frames, tokens, heads, head dim) each."""
