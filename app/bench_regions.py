@@ -34,14 +34,23 @@ TOLD = (
     *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "gmsd_active", "static_error_ratio"),
     *("seam", "pop", "flow_ratio", "mask_recall", "mask_precision"),
 )
-UNMEASURED = ("motion_gap", "probe_gap", "fd_ratio")  # these need free runs and a network that reads pictures
-KEYS = ("size", "mode", "scenario", "dense_ms", "sparse_ms", *TOLD, *UNMEASURED)
+READ = ("motion_gap", "probe_gap", "fd_ratio")  # of free runs, by a probe; null without one
+FREE, FREE_CHUNKS = "free run", 250
+KEYS = ("size", "mode", "scenario", "dense_ms", "sparse_ms", *TOLD, *READ)
 
 
-def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, names: list[str]) -> list[Row]:
-    """The speed of given masks first, then every scenario. names: what to run of these; none: all."""
+def measure_regions(
+    model: Path | None, threads: int, dial: float, chunks: int, names: list[str], probe: Path | None = None
+) -> list[Row]:
+    """The speed of given masks first, then every scenario. names: what to run of these; none: all.
+
+    probe: reads free runs, which are left out without it. Raises AppError (`probe_unreadable`).
+    """
+    from app.probe import read_probe
+    from app.region_free import free_run
     from pipeline.engine import Engine
 
+    reader = None if probe is None else read_probe(probe)
     engine = Engine.load(model, threads=threads)
     config = engine.config
     size = f"{config.width}x{config.height}"
@@ -61,6 +70,10 @@ def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, 
             rows.append(
                 run(engine, Controls(name, regions=dial), [None] * chunks, name) | {"size": size, "mode": "text"}
             )
+    if reader is not None and (not names or FREE in names):
+        for mode in ("webcam", "text"):
+            gaps = free_run(engine, reader, dial, FREE_CHUNKS, mode == "webcam")
+            rows.append({"size": size, "mode": mode, "scenario": FREE} | gaps)
     return [{key: row.get(key) for key in KEYS} for row in rows]
 
 
@@ -178,7 +191,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
     for index, source in enumerate(sources):
         true, seen = source if source is not None else (None, None)
         twin, floor = deepcopy(state), deepcopy(state)
-        before = deepcopy(state) if true is None else None
+        beside = [deepcopy(state) for _ in range(1, DRAWS)] if true is None and index >= 3 else []
         chunk: Chunk = sparse.time(lambda seen=seen: engine.step(state, controls, seen))
         other: Chunk = dense.time(lambda twin=twin, seen=seen: engine.step(twin, plain, seen))
         if chunk.active_HW is None and index < 3:  # nothing can be held yet
@@ -198,10 +211,9 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
                 truth = figures.true_change(true, stood_on)
             else:
                 draws = [other.frames_THWC]
-                for number in range(1, DRAWS):
-                    beside = deepcopy(before)
-                    beside.seed += number * OTHER_SEED
-                    draws.append(engine.step(beside, replace(plain, seed=beside.seed)).frames_THWC)
+                for number, each in enumerate(beside, 1):
+                    each.seed += number * OTHER_SEED
+                    draws.append(engine.step(each, replace(plain, seed=each.seed)).frames_THWC)
                 truth = figures.true_motion(draws, shown)
             masks.append((truth, mask))
             asked = mask if chunk.refreshed_HW is None else mask & ~chunk.refreshed_HW

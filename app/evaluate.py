@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from safetensors import SafetensorError
 
 from app.bench_engine import cpu_name
 from app.clip import replacing
@@ -25,13 +24,14 @@ from app.errors import AppError
 from app.evaluate_figures import Findings, doubtful, line, rows
 from app.evaluate_plots import write_plots
 from app.evaluate_report import Told, kept_notes, page
+from app.probe import read_probe
 from pipeline.engine import Engine
 from pipeline.training import asks
 from pipeline.training import evaluate as measured
 from pipeline.training import evaluate_codec as codec
 from pipeline.training.evaluate import Drawn, Pictures, StepsRow, Watch
 from pipeline.training.guided import GuidedTeacher, load_teacher
-from pipeline.training.probe import Probe, bounds, load_probe, save_probe, train_probe
+from pipeline.training.probe import Probe, bounds, save_probe, train_probe
 from pipeline.training.probe_clips import shrink
 from pipeline.training.settings import StageSettings
 from pipeline.training.sheet import write_sheet
@@ -151,13 +151,7 @@ def prepare(out: Path) -> Path:
 def ready_probe(wanted: Wanted, engine: Engine) -> tuple[Probe, str]:
     """The probe, and a sentence about where it came from."""
     if wanted.probe is not None:
-        try:
-            return load_probe(wanted.probe), f"It is `{wanted.probe}`."
-        except (OSError, RuntimeError, SafetensorError) as error:
-            what = "is not there" if isinstance(error, FileNotFoundError) else "is not a probe"
-            raise AppError(
-                "probe_unreadable", f"{wanted.probe} {what}.", "Name a probe's .safetensors, or leave --probe out."
-            ) from error
+        return read_probe(wanted.probe), f"It is `{wanted.probe}`."
     settings = StageSettings(budget_s=wanted.probe_budget_s, learning_rate=2e-3, ema=0.99)
     probe = train_probe(engine.config, wanted.probe_folder, settings)
     save_probe(probe, wanted.probe_folder / "probe.safetensors")

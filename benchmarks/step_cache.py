@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/step_cache.py --teacher runs/pocket/teacher
 
-Without a teacher the student makes 50 passes as well. Every chunk starts from a copy of the uncached stream's state.
+Guided passes follow one noise from step to step; without a teacher the student's weights make them, unguided. A student
+draws fresh noise for each pass. Every chunk starts from a copy of the uncached stream's state.
 """
 
 from copy import deepcopy
@@ -24,22 +25,27 @@ def main(
     teacher: Annotated[Path | None, typer.Option(help="The teacher's folder, of the run that made the model.")] = None,
     model: Annotated[Path | None, typer.Option(help="A model folder; by default the pocket student.")] = None,
     chunks: Annotated[int, typer.Option(min=1)] = 4,
-    steps: Annotated[list[int] | None, typer.Option(help="By default 50, 8 and 4.")] = None,
 ) -> None:
     calm_openmp(1)
     from pipeline.chunk import Controls
     from pipeline.engine import Engine
-    from pipeline.training.guided import load_teacher, with_steps
+    from pipeline.training.guided import GuidedTeacher, load_teacher, with_steps
 
     student = Engine.load(model, threads=1)
     parts = (student.codec, student.text, student.student)
     print("| passes | threshold | dense / cached processor time | psnr | ssim |")
     print("| ---: | ---: | ---: | ---: | ---: |")
-    for count in steps or (50, 8, 4):
-        guided = count == 50 and teacher is not None
-        engine = Engine(with_steps(student.config, count), *parts)
-        if guided and teacher:
-            engine = load_teacher(teacher, student)
+    led = load_teacher(teacher, student) if teacher else None
+    weights, guidance = (
+        (led.text, led.student) if led else (student.text, student.student),
+        led.guidance if led else 1.0,
+    )
+    engines: dict[str, Engine] = {
+        f"{count}, one noise": GuidedTeacher(student.config, student.codec, *weights, steps=count, guidance=guidance)
+        for count in (50, 8, 4)
+    }
+    engines |= {f"{count}, fresh noise": Engine(with_steps(student.config, count), *parts) for count in (8, 4)}
+    for name, engine in engines.items():
         every = np.ones((engine.config.height, engine.config.width), bool)
         state, controls = engine.open(7), Controls(PROMPT)
         engine.step(state, controls)
@@ -58,7 +64,6 @@ def main(
                 found[limit].append((exact_s / spent_s, near or 0.0, alike or 0.0))
         for limit, rows in found.items():
             faster, *like_ = np.mean(rows, 0)
-            name = f"{count}{', guided' if guided else ''}"
             print(f"| {name} | {limit:g} | {faster:.2f} | {like_[0]:.1f} | {like_[1]:.3f} |", flush=True)
 
 
