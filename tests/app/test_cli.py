@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.clip import read_clip
-from pipeline.training.precomputed import write_clip, write_unprompted
+from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from tests.app.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_two_processes_under_torchrun_train_a_wan_model_that_then_makes_a_clip(
     (tmp_path / "encoded").mkdir()
     size, width = (2 * TINY.chunk, TINY.codec.latent_channels, *TINY.latent_size), TINY.student.text_dim
     write_clip(tmp_path / "encoded" / "a.safetensors", torch.randn(size).half(), torch.randn(1, 3, width).half())
-    write_unprompted(tmp_path / "encoded", torch.zeros(1, 1, width))
+    write_unprompted(tmp_path / "encoded" / UNPROMPTED, torch.zeros(1, 1, width))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "app", "train"]
     trained = subprocess.run(
         [sys.executable, *command, "--config", "wan.toml", "--out", "run"],
