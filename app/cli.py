@@ -20,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import models, named
+from app.cli_models import Folders, models, named
 from app.config import Settings
 from app.errors import SPOKEN, AppError
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
 from pipeline.chunk import Controls
+from pipeline.config import WanModel
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -35,6 +36,12 @@ out = Console()
 err = Console(stderr=True)
 
 Model = Annotated[Path | None, typer.Option(help="A model folder, or a name of `models list`; by default pocket.")]
+Size = Annotated[str | None, typer.Option(help="Of the picture, for models that know many sizes; 832x480.")]
+Lora = Annotated[
+    list[Path] | None, typer.Option(help="Low-rank weights to wear, a file; may be repeated, the first is worn.")
+]
+LoraStrength = Annotated[float | None, typer.Option(min=0, max=4, help="How strongly; 1 is as they were trained.")]
+TextBits = Annotated[int | None, typer.Option(help="Of the weights of Wan's text encoder: 16, or 8 for half the room.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads for generation; by default chosen by the cores.")]
 
@@ -57,6 +64,11 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
     model: Model = None,
+    size: Size = None,
+    decoder: Annotated[str | None, typer.Option(help="Of a Wan model: tiny (quick), or full.")] = None,
+    text_bits: TextBits = None,
+    lora: Lora = None,
+    lora_strength: LoraStrength = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each serves one viewer.")] = None,
@@ -64,15 +76,35 @@ def serve(
 ) -> None:
     """Serve the live page. Each option can also be set as STILLSTREAM_<OPTION>."""
     settings = _settings(
-        host=host, port=port, model=model, device=device, threads=threads, workers=workers, log_level=log_level
+        host=host,
+        port=port,
+        model=model,
+        size=size,
+        decoder=decoder,
+        text_bits=text_bits,
+        lora=None if lora is None else tuple(lora),
+        lora_strength=lora_strength,
+        device=device,
+        threads=threads,
+        workers=workers,
+        log_level=log_level,
     )
-    settings = settings.model_copy(update={"model": named(settings.model, settings.device)})
+    chosen = named(
+        settings.model,
+        settings.device,
+        size=settings.size,
+        decoder=settings.decoder,
+        text_bits=settings.text_bits,
+        folders=_folders(),
+    )
+    factory = LoadEngine(chosen, settings.device, settings.chosen_threads, settings.lora, settings.lora_strength)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("aioice").setLevel(logging.WARNING)
     from app.serve import serve as run
 
     run(
         settings,
+        factory,
         lambda url: out.print(f"Stillstream is on [link={url}]{url}[/link]  (Ctrl-C ends it)", highlight=False),
     )
 
@@ -93,13 +125,20 @@ def generate(
     regions: Annotated[
         float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
     ] = 0.0,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin with.")] = None,
+    steps: Annotated[int, typer.Option(min=0, max=8, help="Denoise passes, where the model knows any number.")] = 0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
+    size: Size = None,
+    decoder: Annotated[str, typer.Option(help="Of a Wan model: full (exact), or tiny.")] = "full",
+    text_bits: TextBits = None,
+    lora: Lora = None,
+    lora_strength: LoraStrength = None,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Write a clip from a prompt, or from a video and a prompt."""
-    chosen = threads or default_threads()
+    """Write a clip from a prompt, and a picture to begin with or a video to follow."""
+    chosen, loras = threads or default_threads(), tuple(lora or ())
     calm_openmp(chosen)
     from app.generate import generate as run
 
@@ -122,11 +161,26 @@ def generate(
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
         unknown_words = run(
-            LoadEngine(named(model, device), device, chosen),
-            Controls(prompt, seed, strength, structure, regions),
+            LoadEngine(
+                named(model, device, size=size, decoder=decoder, text_bits=text_bits or 16, folders=_folders()),
+                device,
+                chosen,
+                loras,
+            ),
+            Controls(
+                prompt,
+                seed,
+                strength,
+                structure,
+                regions,
+                steps=steps,
+                lora=loras[0].stem if loras else "",
+                lora_strength=1.0 if lora_strength is None else lora_strength,
+            ),
             seconds,
             out_path,
             clip=clip,
+            image=image,
             latents=latents,
             on_start=started,
             on_chunk=made,
@@ -249,7 +303,12 @@ def evaluate(
     from app.evaluate import evaluate as run
     from pipeline.training.settings import read_budget
 
-    model = named(model, "cpu")
+    chosen_model = named(model, "cpu")
+    if isinstance(chosen_model, WanModel):
+        raise AppError(
+            "setting_invalid", "What is measured is the pocket's world.", "Name a folder of your own training."
+        )
+    model = chosen_model
     beside = model.absolute().parent / "teacher" if model else None
     if teacher is None and beside is not None and (beside / "checkpoint.pt").is_file():
         teacher = beside
@@ -281,7 +340,7 @@ def doctor(
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     missing = 0
     table = Table.grid(padding=(0, 2))
-    for finding in examine(named(model, "cpu"), host, port):
+    for finding in examine(named(model, "cpu", folders=_folders()), host, port):
         missing += finding.level == MISSING
         colour = colours[finding.level]
         remedy = f" {finding.remedy}" if finding.remedy else ""
@@ -289,6 +348,12 @@ def doctor(
     out.print(table, highlight=False)
     if missing:
         raise typer.Exit(1)
+
+
+def _folders() -> Folders:
+    """Where models lie, as far as the environment says."""
+    hub, models = (os.environ.get(name) for name in ("HF_HUB_CACHE", "STILLSTREAM_MODELS"))
+    return Path(hub) if hub else None, Path(models) if models else None
 
 
 def _settings(**flags: Any) -> Settings:

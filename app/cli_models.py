@@ -12,9 +12,10 @@ from rich.table import Table
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
+from pipeline.config import WanModel
 from pipeline.errors import PipelineError
 from pipeline.memory import amount, parameters
-from pipeline.models import BASES, FAMILIES, Family, family
+from pipeline.models import BASES, FAMILIES, PARTS, Download, Family, download, family
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
 out = Console()
@@ -26,6 +27,7 @@ NameOrFolder = Annotated[str, typer.Argument(help="A model of `stillstream model
 HubCache = Annotated[
     Path | None, typer.Option(help="The hub's cache; by default where its own tools have it.", envvar="HF_HUB_CACHE")
 ]
+Folders = tuple[Path | None, Path | None]  # the hub's cache and that of converted models; None: the usual ones
 Models = Annotated[
     Path | None,
     typer.Option(
@@ -53,6 +55,8 @@ def list_(hub_cache: HubCache = None, models_folder: Models = None) -> None:
             "converted" if shelf.is_converted(row) else here,
         )
     out.print(table, highlight=False)
+    parts = ", ".join(f"{part.name} ({'here' if shelf.is_pulled(part) else 'not here'})" for part in PARTS)
+    out.print(f"\nBeside every student on Wan: {parts}.", highlight=False)
     out.print(
         "\n`stillstream models info NAME` says more. A student of your own is named by its folder.", highlight=False
     )
@@ -110,14 +114,18 @@ def pull(
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
-    """Fetch a model's files from the hub, with progress, and check their hashes."""
-    row, shelf = family(name), _shelf(hub_cache, models_folder)
-    paths = shelves.pull(shelf, row, accepted=accept_licence, offline=offline)
-    if not paths:
-        out.print(f"{row.title} is embedded; there is nothing to fetch.", highlight=False)
-        return
-    out.print(f"{row.title}: {len(paths)} files, whole, hashes right. Licence: {_licence(row)}.", highlight=False)
-    if row.layout == "wan":
+    """Fetch a model's files from the hub, with progress, and check their hashes.
+
+    With a student on Wan come the text encoder, the autoencoder and the tiny decoder, which all such students share.
+    """
+    row, shelf = download(name), _shelf(hub_cache, models_folder)
+    for each in shelves.whole(row):
+        paths = shelves.pull(shelf, each, accepted=accept_licence, offline=offline)
+        if not paths:
+            out.print(f"{row.title} is embedded; there is nothing to fetch.", highlight=False)
+            return
+        out.print(f"{each.title}: {len(paths)} files, whole, hashes right. Licence: {_licence(each)}.", highlight=False)
+    if isinstance(row, Family) and row.layout == "wan":
         out.print(f"Next: stillstream models convert {row.name}", highlight=False)
 
 
@@ -171,7 +179,11 @@ def verify(name: NameOrFolder, hub_cache: HubCache = None, models_folder: Models
         shelves.verify(Path(name))
         out.print(f"{name}: whole, hashes right.", highlight=False)
         return
-    row, shelf = family(name), _shelf(hub_cache, models_folder)
+    row, shelf = download(name), _shelf(hub_cache, models_folder)
+    if not isinstance(row, Family):
+        for path in shelves.check_pulled(shelf, row):
+            out.print(f"{path}: hash right.", highlight=False, soft_wrap=True)
+        return
     if row.layout == "pocket":
         from pipeline.weights import pocket_folder
 
@@ -183,8 +195,9 @@ def verify(name: NameOrFolder, hub_cache: HubCache = None, models_folder: Models
         shelves.verify(shelf.converted(row))
         out.print(f"{shelf.converted(row)}: whole, hashes right.", highlight=False, soft_wrap=True)
     if pulled or not shelf.is_converted(row):
-        for path in shelves.check_pulled(shelf, row):
-            out.print(f"{path}: hash right.", highlight=False, soft_wrap=True)
+        for part in shelves.whole(row):
+            for path in shelves.check_pulled(shelf, part):
+                out.print(f"{path}: hash right.", highlight=False, soft_wrap=True)
 
 
 @models.command()
@@ -194,29 +207,48 @@ def remove(
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
-    """Take away what was fetched and converted of a model."""
-    row, shelf = family(name), _shelf(hub_cache, models_folder)
+    """Take away what was fetched and converted of a model; parts that others share go by their own names."""
+    row, shelf = download(name), _shelf(hub_cache, models_folder)
     if not yes and not typer.confirm(f"Remove all files of {row.title}?"):
         return
     out.print(f"{amount(shelves.remove(shelf, row))} are free again.", highlight=False)
 
 
-def named(model: Path | None, device: str) -> Path | None:
+def named(
+    model: Path | None,
+    device: str,
+    *,
+    size: str | None = None,
+    decoder: str = "tiny",
+    text_bits: int = 16,
+    folders: Folders = (None, None),
+) -> Path | WanModel | None:
     """What --model means: a folder, or a name of the table; None is the embedded student.
 
-    Raises PipelineError (`memory_short`), AppError (`model_not_served`).
+    Raises PipelineError (`memory_short`, `size_invalid`), AppError: those of `shelf.serving`, `setting_invalid`.
     """
     row = next((row for row in FAMILIES if str(model) == row.name), None)
-    if row is None or (model is not None and model.exists()):
-        return model
-    if row.layout == "pocket":
-        return None
-    wants, free, host_free = shelves.reckon(row, *WAN_SIZE, device)
-    wants.choose(free, host_free)
-    raise AppError(
-        "model_not_served",
-        f"{row.title} can be fetched and converted, but not served yet: Wan's text encoder is not connected.",
-        "Serve the embedded student, or a model folder of your own.",
+    if row is None or row.layout == "pocket" or (model is not None and model.exists()):
+        if size is not None:
+            raise AppError("setting_invalid", "This model has one size of its own.", "Leave --size out.")
+        return model if row is None or row.layout != "pocket" else None
+    if decoder not in ("tiny", "full"):
+        raise AppError("setting_invalid", f"There is no decoder {decoder!r}.", "Choose tiny or full.")
+    width, height = _size(size) if size else WAN_SIZE
+    shelf = _shelf(*folders)
+    if row.layout == "wan" and shelf.is_converted(row):
+        wants, free, host_free = shelves.reckon(row, width, height, device)
+        roomy = wants.choose(free, host_free) == "whole"
+    else:
+        roomy = False  # it will be said what is missing first
+    return shelves.serving(
+        shelf,
+        row,
+        width,
+        height,
+        text_device=device if roomy else "cpu",
+        tiny=decoder == "tiny",
+        text_bits=text_bits,
     )
 
 
@@ -243,7 +275,7 @@ def _print(facts: dict[str, str]) -> None:
     out.print(table, highlight=False)
 
 
-def _licence(row: Family) -> str:
+def _licence(row: Download) -> str:
     if row.commercial:
         return row.licence
     return f"{row.licence}: {'not for commercial use' if row.commercial is False else 'read it first'}"

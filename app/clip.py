@@ -104,6 +104,11 @@ def read_clip(path: Path, fps: int, width: int, height: int) -> Iterator[np.ndar
         raise _unreadable(path, (error.strerror or "unknown data").lower()) from error
 
 
+def read_picture(path: Path, width: int, height: int) -> np.ndarray:
+    """The first picture of an image or clip at this size, (height, width, 3). Raises AppError (`clip_unreadable`)."""
+    return next(iter(read_clip(path, 1, width, height)))
+
+
 def _unreadable(path: Path, why: str) -> AppError:
     return AppError(
         "clip_unreadable", f"{path} cannot be read as a video: {why}.", "Name a video file, such as an mp4."

@@ -22,6 +22,11 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     model: Path | None = Field(None, description="a model folder; none: the embedded pocket student")
+    size: str | None = Field(None, description="of the picture, as 832x480; only for models that know many")
+    decoder: Literal["tiny", "full"] = Field("tiny", description="of Wan models: the quick one, or the exact one")
+    text_bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of Wan's text encoder's weights: 16 or 8")
+    lora: Annotated[tuple[Path, ...], NoDecode] = Field((), description="files of low-rank weights, with commas")
+    lora_strength: float = Field(1.0, ge=0, le=4, description="how strongly the first of them is worn")
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, le=256, description="none: by the cores this process may use")
     workers: int = Field(1, ge=1, le=16, description="worker processes; each serves one viewer at a time")
@@ -47,7 +52,7 @@ class Settings(BaseSettings):
         except ValueError:
             return self.host == "localhost"
 
-    @field_validator("hosts", "ice_servers", mode="before")
+    @field_validator("hosts", "ice_servers", "lora", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

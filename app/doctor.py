@@ -18,6 +18,7 @@ import psutil
 
 from app.errors import SPOKEN, AppError
 from app.worker import default_threads, usable_cores
+from pipeline.config import WanModel
 
 OK, WARN, MISSING = "ok", "warn", "missing"
 PACKAGES = ("torch", "diffusers", "aiortc", "av", "fastapi")
@@ -36,7 +37,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(model: Path | None, host: str, port: int) -> Iterator[Finding]:
+def examine(model: Path | WanModel | None, host: str, port: int) -> Iterator[Finding]:
     """All findings, as they are found."""
     yield from _python()
     yield from _packages()
@@ -148,7 +149,7 @@ def _port(host: str, port: int) -> Iterator[Finding]:
         yield Finding(WARN, "port", error.message.rstrip("."), error.remedy)
 
 
-def _weights(model: Path | None) -> Iterator[Finding]:
+def _weights(model: Path | WanModel | None) -> Iterator[Finding]:
     if find_spec("torch") is None:
         return
     from app.stopwatch import Stopwatch

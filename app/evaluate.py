@@ -25,6 +25,7 @@ from app.evaluate_figures import Findings, doubtful, line, rows
 from app.evaluate_plots import write_plots
 from app.evaluate_report import Told, kept_notes, page
 from app.spread import Spreader
+from pipeline.codec import PocketCodec
 from pipeline.engine import Engine
 from pipeline.training import asks
 from pipeline.training import evaluate as measured
@@ -211,7 +212,8 @@ def measure(
     drifting = streams.glanced(student, plan.drift_frames)
     render_clips = codec.render_clips(config, plan.codec_clips)
     generic_clips = codec.camera_clips(config, plan.codec_clips)
-    kept = len(drawn.kept_THWC)
+    kept, pictures = len(drawn.kept_THWC), engine.codec
+    assert isinstance(pictures, PocketCodec), "what is measured is a pocket student"
     findings = Findings(
         clips=plan.clips,
         real=measured.quality(real, real, asked, config),
@@ -225,13 +227,11 @@ def measure(
         steps=[StepsRow(count, found[count].score, ms[count]) for count in measured.STEP_COUNTS],
         drift=streams.measure_drift(drifting, probe, drift_asks, plan.untils, spread=spread),
         switched=streams.measure_switches(student, probe, asks.switches(plan.switches), spread=spread),
-        codec_psnr_renders=codec.codec_psnr_db(engine.codec, render_clips),
-        codec_psnr_generic=codec.codec_psnr_db(engine.codec, generic_clips),
-        streaming_gap=codec.streaming_gap(
-            engine.codec, [*render_clips[:2], *generic_clips[:2]], config.frames_per_chunk
-        ),
+        codec_psnr_renders=codec.codec_psnr_db(pictures, render_clips),
+        codec_psnr_generic=codec.codec_psnr_db(pictures, generic_clips),
+        streaming_gap=codec.streaming_gap(pictures, [*render_clips[:2], *generic_clips[:2]], config.frames_per_chunk),
         noises=codec.background_noises(
-            engine.codec, config, asked[:kept], drawn.kept_THWC, drawn.answers.centres_BT2[:kept]
+            pictures, config, asked[:kept], drawn.kept_THWC, drawn.answers.centres_BT2[:kept]
         ),
     )
     prompts = [measured.pictures(clip)[::2] for clip in sheet.clips_BTCHW[:SHEET_PROMPTS]]

@@ -58,10 +58,31 @@ class House:
     sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
 
 
+WISHES = (
+    "prompt",
+    "seed",
+    "strength",
+    "structure",
+    "regions",
+    "paint",
+    "transition",
+    "glide_chunks",
+    "steps",
+    "lora",
+    "lora_strength",
+)
+"""What a page may ask for, in the words of `Controls`."""
+
+
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The model as the page needs to know it."""
     names = ("name", "width", "height", "fps", "frames_per_chunk", "prompt_limit")
-    able = {"structure": config.student.control_channels > 0, "tiles": config.tiles}
+    able = {
+        "structure": config.student.control_channels > 0,
+        "tiles": config.tiles,
+        "loras": list(config.loras),
+        "any_steps": config.sampler.any_steps,
+    }
     return {name: getattr(config, name) for name in names} | {"examples": list(config.examples)} | able
 
 
@@ -75,5 +96,10 @@ def told_tiles(chunk: Chunk) -> dict[str, Any]:
 
 def defaults(config: ModelConfig) -> dict[str, Any]:
     """What is drawn until the page says otherwise."""
-    start = Controls(prompt=config.examples[0] if config.examples else "")
-    return {name: getattr(start, name) for name in ("prompt", "seed", "strength", "structure", "regions")}
+    start = Controls(
+        prompt=config.examples[0] if config.examples else "",
+        transition=config.transition,
+        lora=config.loras[0] if config.loras else "",
+        lora_strength=config.lora_strength,
+    )
+    return {name: getattr(start, name) for name in WISHES if name != "paint"}

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.config import Settings
 from app.errors import AppError
 from app.server import create_app
-from app.worker import LoadEngine
+from app.worker import EngineFactory
 
 MESSAGE_LIMIT_BYTES = 1 << 20
 GRACE_S = 5
@@ -66,7 +66,7 @@ class AnnouncingServer(uvicorn.Server):
         self._on_started()
 
 
-def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
+def serve(settings: Settings, factory: EngineFactory, on_url: Callable[[str], None]) -> None:
     """Serve until a signal comes. on_url: told where the page is.
 
     Raises AppError, and whatever the engine says when it cannot load.
@@ -77,7 +77,6 @@ def serve(settings: Settings, on_url: Callable[[str], None]) -> None:
         failures.append(error)
         server.should_exit = True
 
-    factory = LoadEngine(settings.model, settings.device, settings.chosen_threads)
     with bind(settings.host, settings.port) as listener:
         app = create_app(settings, factory, on_failure=give_up)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -14,7 +14,7 @@ from typing import Any
 from app.camera import Camera
 from app.errors import INTERNAL, SPOKEN, AppError, error_message
 from app.feed import Feed, Worker
-from app.house import Channel, ChannelClosedError, House, PeerLike, defaults, describe, told_tiles
+from app.house import WISHES, Channel, ChannelClosedError, House, PeerLike, defaults, describe, told_tiles
 from app.mailbox import Inbox, Made
 from app.states import MOVES, State
 from pipeline.chunk import Controls
@@ -31,7 +31,6 @@ from streaming.messages import (
 log = logging.getLogger("stillstream.session")
 
 EARLY_CANDIDATES = 64
-WISHES = {"prompt", "seed", "strength", "structure", "regions", "paint"}
 CHANGES_LIMIT = 64  # that no picture has followed yet: a slider moved while paused makes eight a second
 # How many frames may wait to leave, in chunks. The next chunk is begun when so many wait: this is how long it may take
 # before the picture stands still, and how long after its camera frames it is seen. With 1, a chunk that takes its usual
@@ -222,7 +221,7 @@ class Session:
 
     def _control(self, message: ControlsMessage) -> None:
         now = self._inbox.controls
-        asked = message.model_dump(include=WISHES, exclude_none=True)
+        asked = message.model_dump(include=set(WISHES), exclude_none=True)
         changes = {name: value for name, value in asked.items() if value != getattr(now, name)}
         camera_moved = message.camera is not None and message.camera != self._camera.on
         if camera_moved:

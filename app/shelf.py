@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from app.errors import AppError
+from pipeline.config import WanModel
 from pipeline.memory import Plan, amount, plan
-from pipeline.models import Family
+from pipeline.models import BASES, WAN_TEXT, WAN_TINY, WAN_VAE, Download, Family
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shelf:
     hub: Path
     models: Path
 
-    def repo(self, row: Family) -> Path:
+    def repo(self, row: Download) -> Path:
         assert row.repo is not None, f"{row.name} is on no hub"
         return self.hub / f"models--{row.repo.replace('/', '--')}"
 
@@ -36,7 +37,12 @@ class Shelf:
     def is_converted(self, row: Family) -> bool:
         return (self.converted(row) / "checksums.json").is_file()
 
-    def pulled(self, row: Family) -> dict[str, Path]:
+    @property
+    def prompts(self) -> Path:
+        """Where embeddings of prompts are kept."""
+        return self.models.parent / "prompts"
+
+    def pulled(self, row: Download) -> dict[str, Path]:
         """A family's files that are in the hub's cache, by their names in the repo."""
         if row.repo is None:
             return {}
@@ -48,13 +54,18 @@ class Shelf:
         named = ((path.relative_to(newest).as_posix(), path) for path in sorted(newest.rglob("*")) if path.is_file())
         return {name: path for name, path in named if row.wants(name)}
 
-    def is_pulled(self, row: Family) -> bool:
+    def is_pulled(self, row: Download) -> bool:
         held = self.pulled(row)
         return bool(row.files) and all(any(fnmatchcase(name, pattern) for name in held) for pattern in row.files)
 
 
+def whole(row: Download) -> tuple[Download, ...]:
+    """A family and the parts that it cannot be served without, or a part alone."""
+    return (row, *BASES[row.base].parts) if isinstance(row, Family) and row.layout == "wan" else (row,)
+
+
 def pull(
-    shelf: Shelf, row: Family, *, accepted: bool, offline: bool = False, endpoint: str | None = None
+    shelf: Shelf, row: Download, *, accepted: bool, offline: bool = False, endpoint: str | None = None
 ) -> list[Path]:
     """Fetch a family's files and compare them with the hub's hashes.
 
@@ -78,7 +89,7 @@ def pull(
     return list(check_pulled(shelf, row))
 
 
-def _fetch(shelf: Shelf, row: Family, repo: str, endpoint: str | None) -> None:
+def _fetch(shelf: Shelf, row: Download, repo: str, endpoint: str | None) -> None:
     # Half a second that no other command should wait for.
     from huggingface_hub import HfApi, snapshot_download
 
@@ -102,7 +113,7 @@ def _fetch(shelf: Shelf, row: Family, repo: str, endpoint: str | None) -> None:
         raise _told(error, shelf, row) from error
 
 
-def _told(error: Exception, shelf: Shelf, row: Family) -> AppError:
+def _told(error: Exception, shelf: Shelf, row: Download) -> AppError:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -129,7 +140,7 @@ def _disk_full(folder: Path, why: str) -> AppError:
     return AppError("disk_full", f"There is no room in {folder}: {why}.", "Make room, or name another --hub-cache.")
 
 
-def _not_pulled(shelf: Shelf, row: Family) -> AppError:
+def _not_pulled(shelf: Shelf, row: Download) -> AppError:
     return AppError(
         "model_not_pulled",
         f"{row.title} is not whole in {shelf.hub}.",
@@ -137,7 +148,7 @@ def _not_pulled(shelf: Shelf, row: Family) -> AppError:
     )
 
 
-def check_pulled(shelf: Shelf, row: Family) -> Iterator[Path]:
+def check_pulled(shelf: Shelf, row: Download) -> Iterator[Path]:
     """Each of a family's files, once its hash is that of the hub.
 
     The hub's cache names each file's content by its hash: SHA-256 of large files, git's of small ones.
@@ -204,7 +215,47 @@ def verify(folder: Path) -> None:
     (converted if "source" in converted.recorded(folder) else model).verify(folder)
 
 
-def remove(shelf: Shelf, row: Family) -> int:
+def serving(
+    shelf: Shelf,
+    row: Family,
+    width: int,
+    height: int,
+    *,
+    text_device: str,
+    tiny: bool,
+    text_bits: int = 16,
+) -> WanModel:
+    """What the engine loads for a converted family. tiny: decode by the tiny decoder.
+
+    Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`.
+    """
+    if row.layout != "wan":
+        raise AppError("model_not_served", f"{row.title} cannot be served. {row.remark}", "Choose another model.")
+    if not shelf.is_converted(row):
+        raise AppError(
+            "model_not_converted",
+            f"{row.title} is not converted yet.",
+            f"Run `stillstream models convert {row.name}`" + ("." if shelf.is_pulled(row) else ", after a pull."),
+        )
+    folders: dict[str, Path] = {}
+    for part in (WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else [])):
+        if not shelf.is_pulled(part):
+            raise _not_pulled(shelf, part)
+        folders |= {name.split("/")[0]: path for name, path in shelf.pulled(part).items()}
+    return WanModel(
+        config=row.config(width, height),
+        transformer=shelf.converted(row),
+        text_encoder=folders["text_encoder"].parent,
+        tokenizer=folders["tokenizer"].parent,
+        vae=folders["vae"].parent,
+        tiny=folders[WAN_TINY.files[0]] if tiny else None,
+        prompts=shelf.prompts,
+        text_device=text_device,
+        text_bits=text_bits,
+    )
+
+
+def remove(shelf: Shelf, row: Download) -> int:
     """Take a family's files away, those that no other family wants; returns how many bytes are free again."""
     freed = _size(shelf.models / row.name)
     shutil.rmtree(shelf.models / row.name, ignore_errors=True)

@@ -25,7 +25,7 @@ from app.errors import SPOKEN, AppError
 from app.mailbox import Failed, Made, Order, Ready
 from app.stopwatch import Stopwatch
 from pipeline.chunk import Chunk, Controls
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, WanModel
 from pipeline.errors import PipelineError
 
 log = logging.getLogger("stillstream.worker")
@@ -60,9 +60,11 @@ EngineFactory = Callable[[Trace], EngineLike]
 class LoadEngine:
     """The real engine's factory; it pickles, and imports torch only when called."""
 
-    model: Path | None
+    model: Path | WanModel | None
     device: str
     threads: int
+    loras: tuple[Path, ...] = ()
+    lora_strength: float = 1.0
 
     def __call__(self, trace: Trace) -> EngineLike:
         import torch
@@ -75,7 +77,14 @@ class LoadEngine:
             raise AppError(
                 "device_unusable", f"This machine cannot compute on {self.device!r}.", "Choose cpu, or run the doctor."
             ) from error
-        engine: EngineLike = Engine.load(self.model, device=self.device, threads=self.threads, trace=trace)
+        engine: EngineLike = Engine.load(
+            self.model,
+            device=self.device,
+            threads=self.threads,
+            trace=trace,
+            loras=self.loras,
+            lora_strength=self.lora_strength,
+        )
         return engine
 
 

@@ -6,7 +6,7 @@ Source: LoRA (Hu et al. 2021). Knows nothing of training; `pipeline.training.lor
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,31 @@ class Worn:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+class Wardrobe:
+    """A student's adapters by name, one of which is worn at a time; exchanged between chunks."""
+
+    def __init__(self, student: Student, paths: Sequence[Path]) -> None:
+        """Raises PipelineError: those of `read_adapter`, `lora_twice`."""
+        self.student = student
+        self.adapters: dict[str, Adapter] = {}
+        self._now = ("", 0.0)
+        self._worn: Worn | None = None
+        for path in paths:
+            if path.stem in self.adapters:
+                raise PipelineError(
+                    "lora_twice", f"Two files of low-rank weights are called {path.stem}.", "Rename one of them."
+                )
+            self.adapters[path.stem] = read_adapter(path, student.config)
+
+    def wear(self, name: str, strength: float) -> tuple[str, float]:
+        """Put on the one of this name ("": none), so strongly; returns what tells whether anything changed."""
+        before, self._now = self._now, (name, strength) if name else ("", 0.0)
+        if name != before[0]:
+            if self._worn is not None:
+                self._worn.take_off()
+            self._worn = Worn(self.student, self.adapters[name], strength) if name else None
+        elif self._worn is not None and self._now != before:
+            self._worn.strength = strength
+        return self._now

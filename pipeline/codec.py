@@ -10,6 +10,7 @@ Knows nothing of time steps, prompts or the transformer.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,30 @@ from pipeline.config import CodecConfig
 from pipeline.tiles import Tiles
 
 Near = Callable[[nn.Conv2d, Tensor], Tensor]
+
+
+class Memory(Protocol):
+    """What one direction of a stream's codec remembers."""
+
+    def reset(self) -> None: ...
+    def forget_tiles(self) -> None:
+        """The next chunk is whole, and nothing of a part of one is kept for it."""
+
+
+class Codec(Protocol):
+    """What the engine asks of a codec. Pictures are floats in [-1, 1], (T, 3, H, W); latents (T, C, h, w).
+
+    Of chosen tiles columns come and go (`Tiles`). Whether fewer tiles cost less is the codec's own affair. A memory is
+    what the same codec's `remember` gave.
+    """
+
+    def place(self, device: torch.device) -> Self: ...
+    def remember(self) -> Memory: ...
+    def encode_push(self, memory: Any, frames_TCHW: Tensor) -> Tensor | None: ...
+    def encode_tiles(self, memory: Any, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor: ...
+    def decode_push(self, memory: Any, latents_TCHW: Tensor) -> Tensor: ...
+    def decode_tiles(self, memory: Any, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """latents_TCHW: whole; the pictures of the tiles alone come back."""
 
 
 def alone(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -145,7 +170,7 @@ class TileMemory:
                 index, (count, channels, height, width) = next(place), x.shape
                 if index == len(self.maps):
                     self.maps.append(x.new_zeros(count, height + 2, width + 2, channels))
-                self.maps[index][:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+                self.maps[index][-1, 1:-1, 1:-1] = x[-1].permute(1, 2, 0)  # chosen tiles read the newest alone
             return layer(x)
 
         def chosen(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -205,6 +230,9 @@ class CodecMemory(PicturesPending):
         self.previous_CHW = None
         self.layers.reset()
 
+    def forget_tiles(self) -> None:
+        self.layers.reset()
+
 
 class PocketCodec(nn.Module):
     """Pictures: float in [-1, 1], (B, T, 3, H, W). Latents: about unit normal, (B, T / frames, C, H / s, W / s)."""
@@ -219,6 +247,13 @@ class PocketCodec(nn.Module):
         # How much of the picture hangs on a channel: noise then hides fine detail first and the layout last.
         self.register_buffer("scale", torch.ones(config.latent_channels, 1, 1))
         self.scale: Tensor
+
+    def place(self, device: torch.device) -> Self:
+        """On a device, laid out as its convolutions are quickest."""
+        return self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def remember(self) -> CodecMemory:
+        return CodecMemory()
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
         """T must be a multiple of `frames`. Returns latents_BTCHW."""

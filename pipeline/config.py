@@ -12,8 +12,11 @@ from pipeline.errors import PipelineError
 
 STRUCTURE_PARTS = 4  # a latent cell's structure: its edges in so many parts each way
 STRUCTURE_CHANNELS = STRUCTURE_PARTS**2
+MOST_STEPS = 8  # denoise passes that a viewer may ask for
 TILE_PIXELS = 32  # height and width of a tile of the motion mask, for every model
 _STRICT = ConfigDict(extra="forbid")
+
+Transition = Literal["cut", "glide", "recache"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -44,11 +47,15 @@ class StudentConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class CodecConfig:
-    """Shape of the pocket autoencoder. One latent frame carries `frames` pictures."""
+    """Shape of the autoencoder's latents, and of the pocket one. One latent frame carries `frames` pictures.
+
+    first_alone: a stream's first latent frame is one picture, as Wan's is.
+    """
 
     latent_channels: int = 32
     spatial_stride: int = 16
     frames: int = 4
+    first_alone: bool = False
     widths: tuple[int, int, int] = (48, 96, 192)
 
 
@@ -67,20 +74,34 @@ class SamplerConfig:
     """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes.
 
     prediction: what the transformer puts out: the flow (Wan), or the clean latents (a narrow model has no room to carry
-    the noise through).
+    the noise through). first_steps: those of a stream's first chunk, where they are others. any_steps: whether the
+    model was trained for any number of passes, so that a viewer may choose it.
     """
 
     shift: float = 3.0
     prediction: Literal["flow", "clean"] = "flow"
     steps: tuple[int, ...] = (1000, 750, 500, 250)
+    first_steps: tuple[int, ...] = ()
+    any_steps: bool = False
+
+    @property
+    def most_steps(self) -> int:
+        return max(len(self.steps), len(self.first_steps), MOST_STEPS if self.any_steps else 0)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class CacheConfig:
-    """Past that a chunk may look at, in latent frames: the first `sink` of the stream and the newest `window`."""
+    """Past that a chunk may look at, in latent frames: the first `sink` of the stream and the newest `window`.
+
+    positions: whether a frame's place counts from the stream's start, or from that of the remembered past, where the
+    window follows the sink without a gap. clean_pass: whether keys and values are written by a pass of their own on
+    clean latents, or by the last denoise pass.
+    """
 
     sink: int = 2
     window: int = 4
+    positions: Literal["window", "stream"] = "window"
+    clean_pass: bool = True
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -96,7 +117,11 @@ class RegionConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
-    """All that is fixed about a model. Sizes in pixels, rates in frames per second."""
+    """All that is fixed about a model. Sizes in pixels, rates in frames per second.
+
+    transition: how a new prompt comes in until the viewer says otherwise (`Controls.transition`). loras: low-rank
+    weights that were named when the model was loaded, and can be worn; lora_strength: how strongly the first one is.
+    """
 
     name: str = "pocket"
     width: int = 320
@@ -105,6 +130,9 @@ class ModelConfig:
     chunk: int = 2
     prompt_limit: int = 300
     examples: tuple[str, ...] = ()
+    transition: Transition = "cut"
+    loras: tuple[str, ...] = ()
+    lora_strength: float = 1.0
     student: StudentConfig = field(default_factory=StudentConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -131,6 +159,10 @@ class ModelConfig:
     @property
     def frames_per_chunk(self) -> int:
         return self.chunk * self.codec.frames
+
+    def pictures(self, index: int) -> int:
+        """Pictures that the chunk of this index shows."""
+        return self.frames_per_chunk - (self.codec.frames - 1 if self.codec.first_alone and index == 0 else 0)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -161,6 +193,25 @@ class ModelConfig:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WanModel:
+    """Where the parts of a Wan model lie; it pickles.
+
+    tiny: the tiny decoder's file; None decodes by the autoencoder. prompts: a folder for what the text encoder made.
+    text_device, text_bits: where it computes, and in which precision, 16 or 8.
+    """
+
+    config: ModelConfig
+    transformer: Path
+    text_encoder: Path
+    tokenizer: Path
+    vae: Path
+    tiny: Path | None = None
+    prompts: Path | None = None
+    text_device: str = "cpu"
+    text_bits: int = 16
 
 
 def load_config(path: Path) -> ModelConfig:

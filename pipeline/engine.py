@@ -5,8 +5,7 @@ clean latents, which writes keys and values -> decode. The engine owns no stream
 With regions, a `Plan` says which tiles are computed: their columns take the same way, and what is held fills them up.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.adapters import Wardrobe
+from pipeline.checks import check
 from pipeline.chunk import Chunk, Controls
-from pipeline.codec import CodecMemory, PocketCodec, pixels_to_frames, to_bytes
-from pipeline.config import ModelConfig
-from pipeline.errors import PipelineError
+from pipeline.codec import Codec, pixels_to_frames, to_bytes
+from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, levels, levels_from
+from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from
 from pipeline.state import StreamState
 from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
-from pipeline.text import TextEncoder
+from pipeline.text import Text
 from pipeline.tiles import Tiles
+from pipeline.wan import load_wan
 from pipeline.weights import load_parts, pocket_folder
-
-PAINTED = re.compile("[01]*1[01]*")
+from pipeline.wording import PastLatents, recache
 
 Trace = Callable[[str], AbstractContextManager[object]]
 
@@ -45,26 +45,44 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        codec: PocketCodec,
-        text: TextEncoder,
+        codec: Codec,
+        text: Text,
         student: Student,
         *,
         device: str = "cpu",
         trace: Trace = no_trace,
+        loras: Sequence[Path] = (),
+        lora_strength: float = 1.0,
     ) -> None:
-        self.config, self.device, self.trace = config, torch.device(device), trace
-        self.codec = codec.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.text = text.to(self.device)
+        self.device, self.trace = torch.device(device), trace
+        self.codec = codec.place(self.device)
+        self.text = text.place(self.device)
         self.student = student.to(self.device)
+        self.wardrobe = Wardrobe(self.student, loras)
+        self.config = replace(config, loras=tuple(self.wardrobe.adapters), lora_strength=lora_strength)
 
     @classmethod
     def load(
-        cls, model: Path | None = None, *, device: str = "cpu", threads: int | None = None, trace: Trace = no_trace
+        cls,
+        model: Path | WanModel | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        trace: Trace = no_trace,
+        loras: Sequence[Path] = (),
+        lora_strength: float = 1.0,
     ) -> "Engine":
-        """Load a model folder; None is the embedded pocket student. Raises PipelineError (see `weights.load_parts`)."""
+        """Load a model folder or a Wan model; None is the embedded pocket student. loras: low-rank weights to wear.
+
+        Raises PipelineError (see `weights.load_parts`, `wan.load_wan` and `adapters.read_adapter`).
+        """
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(*load_parts(model or pocket_folder()), device=device, trace=trace)
+        if isinstance(model, WanModel):
+            return cls(*load_wan(model, device), device=device, trace=trace, loras=loras, lora_strength=lora_strength)
+        return cls(
+            *load_parts(model or pocket_folder()), device=device, trace=trace, loras=loras, lora_strength=lora_strength
+        )
 
     def warm_up(self) -> None:
         """Run every stage, so that the first viewer does not pay for allocations."""
@@ -74,9 +92,11 @@ class Engine:
             self.step(state, Controls(prompt="warm up", seed=0), frames)
 
     def open(self, seed: int) -> StreamState:
-        cache = KVCache.of(self.config, device=self.device)
-        regions = RegionCache(self.config, device=self.device) if self.config.tiles else None
-        return StreamState(cache, CodecMemory(), CodecMemory(), seed, regions=regions)
+        config, dtype = self.config, self.student.dtype
+        cache = KVCache.of(config, device=self.device, dtype=dtype)
+        past = PastLatents(cache, (config.codec.latent_channels, *config.latent_size), self.device)
+        regions = RegionCache(config, device=self.device, dtype=dtype) if config.tiles else None
+        return StreamState(cache, self.codec.remember(), self.codec.remember(), seed, past=past, regions=regions)
 
     def reset(self, state: StreamState, seed: int) -> None:
         """Forget the stream, in place: what follows equals a fresh `open(seed)`."""
@@ -86,22 +106,25 @@ class Engine:
     def step(self, state: StreamState, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk:
         """Make the next chunk of a stream.
 
-        source_THWC: uint8 RGB, exactly `frames_per_chunk` pictures of the model's size, or None.
-        A new seed starts the stream again. Raises PipelineError: `prompt_invalid`, `prompt_too_long`, `seed_invalid`,
-        `strength_invalid`, `structure_invalid`, `regions_invalid`, `paint_invalid`, `source_invalid`.
+        source_THWC: uint8 RGB, `frames_per_chunk` pictures of the model's size, or None. Of a model whose first chunk
+        is shorter, the oldest of them are left out there; that chunk also takes as many as it shows.
+        A new seed starts the stream again. Raises PipelineError: `prompt_invalid`, `prompt_too_long`,
+        `transition_invalid`, `seed_invalid`, `strength_invalid`, `structure_invalid`, `regions_invalid`,
+        `paint_invalid`, `steps_invalid`, `lora_unknown`, `lora_invalid`, `source_invalid`.
         """
-        self.check(controls, source_THWC)
+        check(self.config, controls, source_THWC, state.index if controls.seed == state.seed else 0)
         if controls.seed != state.seed:
             state.reset(controls.seed)
         with self.trace("text"):
-            self._read_prompt(state, controls.prompt)
+            self._read_prompt(state, controls)
         with self.trace("encode"):
-            frames_TCHW = (
-                None if source_THWC is None else pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
-            )
-            sigmas = levels(self.config.sampler)
+            frames_TCHW = None if source_THWC is None else self._pictures(source_THWC)
+            sampler, first = self.config.sampler, state.index == 0
             if frames_TCHW is not None:
-                sigmas = levels_from(self.config.sampler, controls.strength)
+                sigmas = levels_from(sampler, controls.strength, first=first, count=controls.steps)
+            else:
+                sigmas = from_noise(levels(sampler, first=first, count=controls.steps))
+                state.encoder.reset()  # a source that comes back is another one
             plan = self._plan(state, controls, sigmas, frames_TCHW)
             source, control = None, None
             if frames_TCHW is not None:
@@ -109,65 +132,38 @@ class Engine:
         clean = self._denoise(state, sigmas, source, control, plan)
         with self.trace("decode"):
             whole, frames_TCHW = self._decode(state, clean, plan)
+            if state.past is not None:
+                state.past.keep(whole[0])
         with self.trace("convert"):
             pixels = frames_TCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy())
+            chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy(), prompt=state.prompt or "")
             if plan is not None:
                 chunk = replace(chunk, active_HW=plan.mask_HW, refreshed_HW=plan.refreshed_HW)
         state.index += 1
         return chunk
 
-    def check(self, controls: Controls, source_THWC: np.ndarray | None) -> None:
-        """Refuse what `step` cannot take, before anything of the stream changes."""
-        prompt, limit = controls.prompt, self.config.prompt_limit
-        if not isinstance(prompt, str):
-            kind = type(prompt).__name__
-            raise PipelineError("prompt_invalid", f"A prompt is text, not {kind}.", "Send the prompt as a string.")
-        if len(prompt) > limit:
-            raise PipelineError(
-                "prompt_too_long", f"The prompt has {len(prompt)} characters; {limit} are allowed.", "Shorten it."
-            )
-        if not isinstance(controls.seed, int) or not 0 <= controls.seed < 2**31:
-            raise PipelineError(
-                "seed_invalid", f"The seed {controls.seed!r} is not in 0 to 2147483647.", "Choose a seed in that range."
-            )
-        if not isinstance(controls.strength, int | float) or not 0 <= controls.strength <= 1:
-            raise PipelineError(
-                "strength_invalid", f"The strength {controls.strength!r} is not in 0 to 1.", "Choose one in that range."
-            )
-        if not isinstance(controls.structure, int | float) or not 0 <= controls.structure <= 1:
-            raise PipelineError(
-                "structure_invalid",
-                f"The structure {controls.structure!r} is not in 0 to 1.",
-                "Choose one in that range.",
-            )
-        if not isinstance(controls.regions, int | float) or not 0 <= controls.regions <= 1:
-            raise PipelineError(
-                "regions_invalid", f"The regions dial {controls.regions!r} is not in 0 to 1.", "Choose a value there."
-            )
-        painted, tiles = controls.paint, self.config.tiles
-        whole = isinstance(painted, str) and (not painted or PAINTED.fullmatch(painted) is not None)
-        if whole and painted and tiles:  # a model without tiles computes all, whatever is painted
-            whole = len(painted) == tiles[0] * tiles[1]
-        if not whole:
-            raise PipelineError(
-                "paint_invalid",
-                f"The painted mask {str(painted)[:80]!r} is not one 0 or 1 for each tile, with a 1 somewhere.",
-                "Send them row by row, or an empty mask for none.",
-            )
-        expected = (self.config.frames_per_chunk, self.config.height, self.config.width, 3)
-        if source_THWC is not None and (source_THWC.shape != expected or source_THWC.dtype != np.uint8):
-            raise PipelineError(
-                "source_invalid",
-                f"The source is {source_THWC.dtype} {source_THWC.shape}; the model takes uint8 {expected}.",
-                "Crop and resize the pictures first.",
-            )
+    def _pictures(self, source_THWC: np.ndarray) -> Tensor:
+        """As many as any chunk has: a shorter source begins with its first picture, standing."""
+        frames_TCHW = pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
+        missing = self.config.frames_per_chunk - len(frames_TCHW)
+        return torch.cat((frames_TCHW[:1].expand(missing, -1, -1, -1), frames_TCHW)) if missing else frames_TCHW
 
-    def _read_prompt(self, state: StreamState, prompt: str) -> None:
-        if prompt != state.prompt:
-            tokens = self.text.tokenize([prompt]).to(self.device)
-            state.text = self.student.text_kv(self.text(tokens))
-            state.prompt = prompt
+    def _read_prompt(self, state: StreamState, controls: Controls) -> None:
+        """What the chunk is drawn from. A new prompt that is not read yet lets the stream go on under the one
+        before."""
+        words, rewrite = state.wording, False
+        if controls.prompt != state.prompt:
+            embedding = self.text.embed(controls.prompt) if state.text is None else self.text.ask(controls.prompt)
+            if embedding is not None:
+                rewrite = words.take(embedding.to(self.device, self.student.dtype), controls)
+                state.prompt = controls.prompt
+        worn = self.wardrobe.wear(controls.lora, controls.lora_strength)
+        if words.advance() or worn != state.worn:
+            assert words.now_BLD is not None, "words are taken before they are drawn"
+            state.text, state.worn = self.student.text_kv(words.now_BLD), worn
+            words.version += 1
+        if rewrite and state.past is not None and state.text is not None:
+            recache(state.past, self.student, state.text, self.config.grid, self.config.chunk)
 
     def _plan(
         self, state: StreamState, controls: Controls, sigmas: list[float], frames_TCHW: Tensor | None
@@ -176,12 +172,10 @@ class Engine:
         if state.regions is None or not (controls.regions or controls.paint):
             if state.regions is not None and state.regions.ready:
                 state.regions.reset()
-                state.encoder.layers.reset()
-                state.decoder.layers.reset()
+                state.encoder.forget_tiles()
+                state.decoder.forget_tiles()
             return None
-        if frames_TCHW is None:
-            state.encoder.layers.reset()  # a source that comes back is another one
-        key = (controls.prompt, tuple(sigmas), controls.structure, frames_TCHW is None)
+        key = (state.wording.version, tuple(sigmas), controls.structure, frames_TCHW is None)
         return Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
 
     def _encode(
@@ -202,13 +196,17 @@ class Engine:
     def _denoise(
         self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
     ) -> Tensor:
-        """Denoise passes, then the cache pass. Returns clean latents (1, T, C, h, w), a column of the planned tiles."""
+        """Denoise passes, then the cache pass, unless the last of them is both.
+
+        Returns clean latents (1, T, C, h, w), a column of the planned tiles.
+        """
         config, text = self.config, state.text
         assert text is not None, "the prompt is read before the first pass"
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         if plan is not None:
             attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
+        writer = None if config.cache.clean_pass or not sigmas else len(sigmas) - 1
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -217,11 +215,11 @@ class Engine:
 
             def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
                 with self.trace(f"denoise_{first + step}"):
+                    attend.writing = first + step == writer
                     if isinstance(attend, RegionAttention):
                         attend.step = first + step
                         attend.choose(tiles)
-                    timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
-                    return self.student(noisy, timesteps, text, attend, control, tiles)
+                    return self.student.predict(noisy, sigma, text, attend, control, tiles)
 
             return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction)
 
@@ -233,13 +231,14 @@ class Engine:
             clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
             while plan.spreads(clean):
                 clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
-        with self.trace("cache"):
-            tiles = plan.tiles if plan else None
-            if isinstance(attend, RegionAttention):
-                attend.choose(tiles)
-            attend.writing = True
-            self.student(clean, torch.zeros(1, 1, device=self.device), text, attend, control, tiles)
-            state.cache.commit(config.chunk)
+        if writer is None:
+            with self.trace("cache"):
+                tiles = plan.tiles if plan else None
+                if isinstance(attend, RegionAttention):
+                    attend.choose(tiles)
+                attend.writing = True
+                self.student.predict(clean, 0.0, text, attend, control, tiles)
+        state.cache.commit(config.chunk)
         return clean
 
     def _decode(self, state: StreamState, clean: Tensor, plan: Plan | None) -> tuple[Tensor, Tensor]:

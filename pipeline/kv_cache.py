@@ -1,10 +1,11 @@
 """Keys and values of past latent frames: the first `sink` frames of the stream and a ring of the newest `window`.
 
 Keys are stored before rotation. A frame's position is its place in the remembered past (sink first, then the window by
-age), so positions never grow and a stream has no end. All memory is allocated once. A denoise pass only reads; the
-cache pass writes layer by layer and then commits. A token that was held over a chunk stands there with the keys and
-values of its newest computed frame, once for each latent frame of that chunk. Knows nothing of the transformer's layers
-beyond their number.
+age), so positions never grow and a stream has no end; or, for models that were trained so, its place in the stream,
+until the table of rotations ends: from then on the sink's distance stays. All memory is allocated once. A denoise pass
+only reads; the cache pass writes layer by layer and then commits. A token that was held over a chunk stands there with
+the keys and values of its newest computed frame, once for each latent frame of that chunk. Knows nothing of the
+transformer's layers beyond their number.
 """
 
 import torch
@@ -38,11 +39,18 @@ class KVCache:
         self.written = 0
 
     @classmethod
-    def of(cls, config: ModelConfig, *, batch: int = 1, device: torch.device | str = "cpu") -> "KVCache":
+    def of(
+        cls,
+        config: ModelConfig,
+        *,
+        batch: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "KVCache":
         """An empty one of a model's sizes."""
-        shape = config.student
+        shape, tokens = config.student, config.tokens_per_frame
         heads, head_dim = shape.num_attention_heads, shape.attention_head_dim
-        return cls(config.cache, shape.num_layers, config.tokens_per_frame, heads, head_dim, batch=batch, device=device)
+        return cls(config.cache, shape.num_layers, tokens, heads, head_dim, batch=batch, device=device, dtype=dtype)
 
     def reset(self) -> None:
         self.written = 0
@@ -52,30 +60,50 @@ class KVCache:
         """Latent frames remembered now: also the position of the next one."""
         return min(self.written, self.config.sink + self.config.window)
 
-    def _slot(self, frame: int) -> int:
+    def slot(self, frame: int) -> int:
+        """Where a frame of the stream is kept, if it is."""
         sink, window = self.config.sink, self.config.window
         return frame if frame < sink else sink + (frame - sink) % window
 
-    def slots(self) -> list[int]:
-        """Slots of the remembered frames in the order of their positions."""
+    def numbers(self) -> list[int]:
+        """Which frames of the stream are remembered, oldest first."""
         sink = min(self.written, self.config.sink)
         oldest = max(sink, self.written - self.config.window)
-        return [*range(sink), *(self._slot(frame) for frame in range(oldest, self.written))]
+        return [*range(sink), *range(oldest, self.written)]
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the past in position order, (batch, frames, tokens, heads, head dim) each."""
-        slots = self.slots()
+    def slots(self) -> list[int]:
+        """Slots of the remembered frames in the order of their positions."""
+        return [self.slot(frame) for frame in self.numbers()]
+
+    def positions(self, coming: int, limit: int) -> list[int]:
+        """Of the remembered frames and of so many that follow, each below `limit`."""
+        if self.config.positions == "window":
+            return list(range(self.frames + coming))
+        numbers = [*self.numbers(), *range(self.written, self.written + coming)]
+        over = max(0, self.written + coming - limit)
+        return [number if number < self.config.sink else number - over for number in numbers]
+
+    def read(self, layer: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the past in position order, (batch, frames, tokens, heads, head dim) each.
+
+        count: of the oldest so many; None: of all.
+        """
+        slots = self.slots()[:count]
         return self.keys[layer][:, slots], self.values[layer][:, slots]
 
     def newest(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the newest committed frame, (batch, tokens, heads, head dim) each."""
-        slot = self._slot(self.written - 1)
+        slot = self.slot(self.written - 1)
         return self.keys[layer, :, slot], self.values[layer, :, slot]
 
-    def write(self, layer: int, keys_BTNHD: Tensor, values_BTNHD: Tensor) -> None:
-        """Store the coming frames of one layer. Only the newest `window` of them can stay."""
+    def write(self, layer: int, keys_BTNHD: Tensor, values_BTNHD: Tensor, place: int | None = None) -> None:
+        """Store the coming frames of one layer. Only the newest `window` of them can stay.
+
+        place: instead, write over the remembered frames from this one on, in the order of their positions.
+        """
+        slots = None if place is None else self.slots()[place:]
         for offset in range(keys_BTNHD.shape[1]):
-            slot = self._slot(self.written + offset)
+            slot = self.slot(self.written + offset) if slots is None else slots[offset]
             self.keys[layer, :, slot] = keys_BTNHD[:, offset]
             self.values[layer, :, slot] = values_BTNHD[:, offset]
 

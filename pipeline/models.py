@@ -9,8 +9,76 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig
+from pipeline.config import (
+    CacheConfig,
+    CodecConfig,
+    ModelConfig,
+    RegionConfig,
+    SamplerConfig,
+    StudentConfig,
+    Transition,
+)
 from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Files of one repo on the hub, and under which licence."""
+
+    name: str
+    title: str
+    source: str
+    """Where the row was read."""
+    licence: str
+    """Of the weights."""
+    commercial: bool | None
+    """Whether the licence allows commercial use; None: no source says."""
+    repo: str | None = None
+    """On the hub; None: the weights come with Stillstream."""
+    files: tuple[str, ...] = ()
+    """What is fetched, as patterns; of a checkpoint's row the first is the checkpoint."""
+    unverified: tuple[str, ...] = ()
+
+    @property
+    def needs_consent(self) -> bool:
+        """Whether its licence has to be accepted first: unless a source says that all use is allowed."""
+        return not self.commercial
+
+    def wants(self, path: str) -> bool:
+        """Whether a file of the repo is one of ours."""
+        return any(fnmatchcase(path, pattern) for pattern in self.files)
+
+
+_WAN_REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+WAN_TEXT = Download(
+    name="wan-text",
+    title="Wan's text encoder, UMT5-XXL",
+    source=f"https://huggingface.co/{_WAN_REPO}",
+    licence="Apache-2.0",
+    commercial=True,
+    repo=_WAN_REPO,
+    files=("text_encoder/*", "tokenizer/*"),
+)
+WAN_VAE = Download(
+    name="wan-vae",
+    title="Wan's autoencoder",
+    source=f"https://huggingface.co/{_WAN_REPO}",
+    licence="Apache-2.0",
+    commercial=True,
+    repo=_WAN_REPO,
+    files=("vae/*",),
+)
+WAN_TINY = Download(
+    name="wan-tiny",
+    title="The tiny decoder of Wan's latents, taew2_1 of TAEHV",
+    source="https://github.com/madebyollin/taehv",
+    licence="MIT (of the code)",
+    commercial=True,
+    repo="lightx2v/Autoencoders",
+    files=("taew2_1.safetensors",),
+    unverified=("licence", "weights"),
+)
+PARTS = (WAN_TEXT, WAN_VAE, WAN_TINY)
 
 
 @dataclass(frozen=True)
@@ -25,6 +93,8 @@ class Base:
     """Pixels to a latent cell, along each side."""
     beside: int
     """Weights of the text encoder and the codec."""
+    parts: tuple[Download, ...] = ()
+    """Where those are to be had."""
 
 
 _UMT5_XXL = 5_680_910_336
@@ -52,28 +122,23 @@ BASES = {
     "pocket": Base(
         "Pocket", StudentConfig(in_channels=60, position_channels=12, control_channels=16), 32, 16, 5_087_009
     ),
-    "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _UMT5_XXL + _WAN_VAE),
-    "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _UMT5_XXL + _WAN_VAE),
+    "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _UMT5_XXL + _WAN_VAE, PARTS),
+    "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _UMT5_XXL + _WAN_VAE, PARTS),
 }
 
 
-@dataclass(frozen=True)
-class Family:
+WAN_EXAMPLES = (
+    "A red panda walks along a mossy branch in a misty forest, soft morning light, a slow tracking shot.",
+    "Waves roll onto a black beach under low clouds, seen from above, spray in the wind.",
+    "A potter shapes a bowl on a turning wheel, wet clay shines, warm light from a window.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Download):
     """One row."""
 
-    name: str
-    title: str
     base: str
-    source: str
-    """Where the row was read."""
-    licence: str
-    """Of the weights."""
-    commercial: bool | None
-    """Whether the licence allows commercial use; None: no source says."""
-    repo: str | None = None
-    """On the hub; None: the weights come with Stillstream."""
-    files: tuple[str, ...] = ()
-    """What is fetched, as patterns; the first is the checkpoint."""
     weights: str | None = None
     """The entry of the checkpoint that holds the weights; None: the checkpoint is the weights."""
     lora: str | None = None
@@ -93,12 +158,12 @@ class Family:
     """Latent frames that a pass looks at: sink, window and the chunk itself."""
     sink: int = 0
     positions: Literal["stream", "window"] = "stream"
-    """How it was trained: a frame's place counts from the stream's start, or from the window's. We count from the
-    window's, which inside the first window is the same."""
+    """How it was trained: a frame's place counts from the stream's start, or from that of the remembered past."""
     clean_pass: bool = True
     """Whether keys and values are written by a pass of their own, on clean latents."""
+    transition: Transition = "cut"
+    """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""
-    unverified: tuple[str, ...] = ()
 
     @property
     def window(self) -> int:
@@ -107,39 +172,40 @@ class Family:
 
     @property
     def sampler(self) -> SamplerConfig:
-        return SamplerConfig(shift=self.shift if self.shifted else 1.0, steps=self.steps)
+        return SamplerConfig(
+            shift=self.shift if self.shifted else 1.0,
+            steps=self.steps,
+            first_steps=self.first_steps,
+            any_steps=self.any_steps,
+        )
 
     @property
     def cache(self) -> CacheConfig:
-        return CacheConfig(sink=self.sink, window=self.window)
+        return CacheConfig(sink=self.sink, window=self.window, positions=self.positions, clean_pass=self.clean_pass)
 
     @property
     def shape(self) -> StudentConfig:
         return BASES[self.base].shape
 
     def config(self, width: int, height: int) -> ModelConfig:
-        """What the engine would run it with. Raises ValueError for a size that does not divide into tokens."""
+        """What the engine runs it with. Raises ValueError for a size that does not divide into tokens."""
         base = BASES[self.base]
-        codec = CodecConfig(latent_channels=base.channels, spatial_stride=base.stride)
+        codec = CodecConfig(latent_channels=base.channels, spatial_stride=base.stride, first_alone=self.layout == "wan")
         return ModelConfig(
             name=self.name,
             width=width,
             height=height,
             chunk=self.chunk,
+            prompt_limit=1000,
+            examples=WAN_EXAMPLES,
+            transition=self.transition,
+            # Keys of every pass would be more than the past itself.
+            regions=RegionConfig(carry="clean"),
             student=base.shape,
             codec=codec,
             sampler=self.sampler,
             cache=self.cache,
         )
-
-    @property
-    def needs_consent(self) -> bool:
-        """Whether its licence has to be accepted first: unless a source says that all use is allowed."""
-        return not self.commercial
-
-    def wants(self, path: str) -> bool:
-        """Whether a file of the repo is one of ours."""
-        return any(fnmatchcase(path, pattern) for pattern in self.files)
 
 
 _CAUSAL_FORCING = "https://github.com/thu-ml/Causal-Forcing"
@@ -250,6 +316,7 @@ FAMILIES = (
         lora_weights="generator_lora",
         attends=12,
         sink=3,
+        transition="recache",
         remark="The base alone is only where its training began. A new prompt wants the window written again.",
         unverified=("licence",),
     ),
@@ -360,3 +427,8 @@ def family(name: str) -> Family:
     raise PipelineError(
         "model_unknown", f"There is no model {name!r} in the table.", f"Choose one of {known}, or name a folder."
     )
+
+
+def download(name: str) -> Download:
+    """A family, or one of the parts that stand beside one. Raises PipelineError (`model_unknown`)."""
+    return next((part for part in PARTS if part.name == name), None) or family(name)

@@ -61,7 +61,7 @@ class SourceMotion:
 
     def look(self, frames_TCHW: Tensor, per_latent: int, held: bool, sensitivity: Sensitivity) -> np.ndarray | None:
         """The mask of a chunk of pictures from -1 to 1. held: whether there is anything to compare with."""
-        blocks = F.avg_pool2d(frames_TCHW.float(), BLOCK)
+        blocks = block_means(frames_TCHW.float())
         self._newest_CHW.copy_(blocks[-per_latent:].mean(0))
         self.noise = self._noise_of(blocks)
         if not held:
@@ -103,7 +103,8 @@ class SourceMotion:
         step = blocks_TCHW[1:] - blocks_TCHW[:-1]
         fine = step - F.avg_pool2d(step, 3, 1, 1)  # of what moves, this leaves the outlines
         # A slow camera repeats pictures: the pair that differs most tells.
-        now = min(NOISE_LIMIT, 1.57 * float(fine.abs().flatten(1).median(1).values.max()) / 2**0.5)
+        some = fine.abs().flatten(1)[:, ::3]  # a median of thousands; more would cost what the rest of a look does
+        now = min(NOISE_LIMIT, 1.57 * float(some.median(1).values.max()) / 2**0.5)
         return now if self.noise is None else min(now, 1.1 * self.noise + 0.0005)
 
 
@@ -146,6 +147,12 @@ class ProbeMotion:
             chosen = torch.from_numpy(np.kron(mask_HW, np.ones((height // rows, width // columns), bool)))
             chosen = chosen.to(self.reference_CHW.device)
             torch.where(chosen, self._newest_CHW, self.reference_CHW, out=self.reference_CHW)
+
+
+def block_means(frames_TCHW: Tensor) -> Tensor:
+    """As `avg_pool2d` over BLOCK; rows first, which is several times faster where channels are last in memory."""
+    rows = frames_TCHW.permute(0, 2, 3, 1).unflatten(1, (-1, BLOCK)).sum(2)
+    return (rows.unflatten(2, (-1, BLOCK)).sum(3) / BLOCK**2).permute(0, 3, 1, 2).contiguous()
 
 
 def gains_of(blocks_TCHW: Tensor, reference_CHW: Tensor) -> Tensor:

@@ -31,15 +31,22 @@ class RegionCache:
     were made from. key, since: all else that they stand on, and for how many chunks it has been the same.
     """
 
-    def __init__(self, config: ModelConfig, *, batch: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        batch: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         assert config.tiles is not None, "a model without whole tiles holds nothing"
         student = config.student
         self.carry = config.regions.carry
         self.sigmas: tuple[float, ...] = ()  # the schedule that `keys` and `values` were computed in
-        steps = len(config.sampler.steps) + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
+        steps = config.sampler.most_steps + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
         heads = (student.num_attention_heads, student.attention_head_dim)
         shape = (steps, student.num_layers, batch, config.chunk, config.tokens_per_frame, *heads)
-        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.latent_BCHW = torch.zeros(batch, config.codec.latent_channels, *config.latent_size, device=device)
         self.picture_CHW = torch.zeros(3, config.height, config.width, dtype=torch.uint8, device=device)
         self.age_HW = np.zeros(config.tiles, np.int64)

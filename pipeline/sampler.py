@@ -20,16 +20,27 @@ def shifted(position: float, shift: float) -> float:
     return shift * position / (1 + (shift - 1) * position)
 
 
-def levels(config: SamplerConfig) -> list[float]:
-    """Sigma of each denoise pass, from noise to clean."""
-    return [shifted(step / 1000, config.shift) for step in config.steps]
+def levels(config: SamplerConfig, *, first: bool = False, count: int = 0) -> list[float]:
+    """Sigma of each denoise pass, from noise to clean.
+
+    first: of a stream's first chunk. count: so many passes instead of the model's own, evenly spaced before the shift.
+    """
+    steps: tuple[float, ...] = config.first_steps if first and config.first_steps else config.steps
+    if count and count != len(steps):
+        steps = tuple(1000 * (count - place) / count for place in range(count))
+    return [shifted(step / 1000, config.shift) for step in steps]
 
 
-def levels_from(config: SamplerConfig, start: float) -> list[float]:
+def from_noise(sigmas: list[float]) -> list[float]:
+    """The schedule where there is nothing to begin from: one that was made for drawing over a video starts lower."""
+    return [1.0, *sigmas[1:]]
+
+
+def levels_from(config: SamplerConfig, start: float, *, first: bool = False, count: int = 0) -> list[float]:
     """The schedule when denoising begins part-way at `start` (SDEdit): that level, then the schedule's lower ones."""
     if start <= 0:
         return []
-    return [start, *(sigma for sigma in levels(config) if sigma < start)]
+    return [start, *(sigma for sigma in levels(config, first=first, count=count) if sigma < start)]
 
 
 def mix(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:

@@ -1,27 +1,32 @@
 """All that one stream remembers. Allocated once by `Engine.open`, reset in place; holds no weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pipeline.codec import CodecMemory
+from pipeline.codec import Memory
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionCache
 from pipeline.student import TextKV
+from pipeline.wording import PastLatents, Wording
 
 
 @dataclass
 class StreamState:
-    """index: the next chunk. prompt, text: the prompt that the cross-attention keys in `text` belong to.
-
-    regions: None for a model that cannot hold tiles.
+    """index: the next chunk. prompt, text: the prompt that is drawn, and the cross-attention keys and values of what it
+    is drawn from. wording: how it came there. past: clean latents of what the cache remembers; None: nobody will want
+    it rewritten. worn: the low-rank weights that the words' keys were made with. regions: None for a model that cannot
+    hold tiles.
     """
 
     cache: KVCache
-    encoder: CodecMemory
-    decoder: CodecMemory
+    encoder: Memory
+    decoder: Memory
     seed: int
     index: int = 0
     prompt: str | None = None
     text: TextKV | None = None
+    wording: Wording = field(default_factory=Wording)
+    past: PastLatents | None = None
+    worn: tuple[str, float] = ("", 0.0)
     regions: RegionCache | None = None
 
     def reset(self, seed: int) -> None:
@@ -32,3 +37,4 @@ class StreamState:
         self.decoder.reset()
         self.seed, self.index = seed, 0
         self.prompt, self.text = None, None
+        self.wording.reset()

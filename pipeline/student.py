@@ -36,8 +36,8 @@ class Attend(Protocol):
 def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs; rows: (2, N, 1, head dim / 2), cosines then sines."""
     even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rows.to(x_BNHD.dtype)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    cos, sin = rows  # in single precision: half would make neighbours of distant places
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BNHD.dtype)
 
 
 def scaled(x_BND: Tensor, scale_BTD: Tensor, shift_BTD: Tensor | None = None) -> Tensor:
@@ -72,28 +72,38 @@ class CachedAttention:
     """One chunk against its stream's past. The past is rotated once and serves every pass of the chunk.
 
     While `writing`, each layer's keys and values go to the cache; the caller commits after the pass.
+    place: the chunk is not a new one, but `chunk` remembered frames from this one on, which see those before them.
     """
 
-    def __init__(self, cache: KVCache, student: "Student", grid: tuple[int, int], chunk: int) -> None:
-        self.cache, self.writing = cache, False
+    def __init__(
+        self, cache: KVCache, student: "Student", grid: tuple[int, int], chunk: int, place: int | None = None
+    ) -> None:
+        self.cache, self.writing, self.place = cache, False, place
         self.tokens = grid[0] * grid[1]
-        past = cache.frames
-        rows = student.rope_rows(list(range(past + chunk)), grid)
+        self.frames = past = cache.frames if place is None else place
+        numbers = cache.positions(chunk if place is None else 0, student.config.rope_max_seq_len)
+        rows = student.rope_rows(numbers[: past + chunk], grid)
         self.past_rows, self.rows = rows[:, : past * self.tokens], rows[:, past * self.tokens :]
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
+        # A rotated copy of the past would double what a large model needs, and a GPU rotates in no time.
+        self._keeps = cache.keys.device.type == "cpu"
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
-        if layer not in self._past:
-            keys, values = self.cache.read(layer)
-            self._past[layer] = (rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2))
-        return self._past[layer]
+        if layer in self._past:
+            return self._past[layer]
+        keys, values = self.cache.read(layer, self.frames)
+        past = (rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2))
+        if self._keeps:
+            self._past[layer] = past
+        return past
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past_k, past_v = self.past(layer)
         keys = torch.cat((past_k, rotate(k, self.rows)), 1)
         out = attention(rotate(q, self.rows), keys, torch.cat((past_v, v), 1))
         if self.writing:
-            self.cache.write(layer, k.unflatten(1, (-1, self.tokens)), v.unflatten(1, (-1, self.tokens)))
+            own_k, own_v = (x.unflatten(1, (-1, self.tokens)) for x in (k, v))
+            self.cache.write(layer, own_k, own_v, self.place)
         return out
 
 
@@ -153,6 +163,23 @@ class Student(nn.Module):
         for layer in range(len(self.model.blocks)):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
+
+    def predict(
+        self,
+        noisy_BTCHW: Tensor,
+        sigma: float,
+        text: TextKV,
+        attend: Attend,
+        control_BTCHW: Tensor | None = None,
+        tiles: Tiles | None = None,
+    ) -> Tensor:
+        """`forward` at one level for all frames, in the weights' own precision; single comes back."""
+        timesteps = torch.full((1, 1), 1000 * sigma, device=noisy_BTCHW.device)
+        return self(noisy_BTCHW.to(self.dtype), timesteps, text, attend, control_BTCHW, tiles).float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.patch_embedding.weight.dtype
 
     def embed(self, latents_BTCHW: Tensor, control_BTCHW: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
         """Tokens (B, N, D)."""

@@ -1,6 +1,7 @@
 """The pocket text encoder: words of a small vocabulary to embeddings. Knows nothing of what the words look like."""
 
 import re
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,18 @@ def words(prompt: str) -> list[str]:
     return [match.group() for match in _WORD.finditer(prompt.lower())]
 
 
+class Text(Protocol):
+    """What the engine asks of a text encoder. Embeddings are (1, length, dim)."""
+
+    def place(self, device: torch.device) -> Self: ...
+    def unknown(self, prompt: str) -> list[str]:
+        """Words that it does not know."""
+
+    def embed(self, prompt: str) -> Tensor: ...
+    def ask(self, prompt: str) -> Tensor | None:
+        """The same without waiting: None while the prompt is being read."""
+
+
 class TextEncoder(nn.Module):
     """Text to (B, length, dim); places after the last word are zero, as Wan pads its prompts."""
 
@@ -26,6 +39,16 @@ class TextEncoder(nn.Module):
         self.places = nn.Parameter(torch.randn(config.length, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(dim, config.heads, 4 * dim, 0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(dim), enable_nested_tensor=False)
+
+    def place(self, device: torch.device) -> Self:
+        return self.to(device)
+
+    def embed(self, prompt: str) -> Tensor:
+        return self(self.tokenize([prompt]).to(self.places.device))
+
+    def ask(self, prompt: str) -> Tensor | None:
+        """It is read in no time."""
+        return self.embed(prompt)
 
     def unknown(self, prompt: str) -> list[str]:
         """Words of the prompt that the vocabulary lacks, in order."""

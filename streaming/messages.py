@@ -64,6 +64,11 @@ class ControlsMessage(_Message):
     structure: Annotated[float, Field(ge=0, le=1)] | None = None
     regions: Annotated[float, Field(ge=0, le=1)] | None = None
     paint: Annotated[str, Field(max_length=TILES_LIMIT, pattern=r"^(?:[01]*1[01]*)?$")] | None = None
+    transition: Literal["cut", "glide", "recache"] | None = None
+    glide_chunks: Annotated[int, Field(ge=1, le=64)] | None = None
+    steps: Annotated[int, Field(ge=0, le=8)] | None = None
+    lora: Annotated[str, Field(max_length=200)] | None = None
+    lora_strength: Annotated[float, Field(ge=0, le=4)] | None = None
     paused: bool | None = None
     camera: bool | None = None
 

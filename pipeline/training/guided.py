@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from pipeline.chunk import Controls
 from pipeline.codec import CodecMemory, PocketCodec
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
@@ -52,16 +53,17 @@ class GuidedTeacher(Engine):
         guidance: float = StudentSettings().guidance,
     ) -> None:
         super().__init__(with_steps(config, steps), codec, text, student)
-        self.guidance = guidance
+        self.guidance, self.words = guidance, text
 
     def open(self, seed: int) -> StreamState:
         cache = KVCache.of(self.config, batch=2, device=self.device)
         return StreamState(cache, CodecMemory(), CodecMemory(), seed)
 
-    def _read_prompt(self, state: StreamState, prompt: str) -> None:
+    def _read_prompt(self, state: StreamState, controls: Controls) -> None:
+        prompt = controls.prompt
         if prompt != state.prompt:
-            tokens = self.text.tokenize([prompt, ""]).to(self.device)
-            state.text = self.student.text_kv(self.text(tokens))
+            tokens = self.words.tokenize([prompt, ""]).to(self.device)
+            state.text = self.student.text_kv(self.words(tokens))
             state.prompt = prompt
 
     def _denoise(
@@ -117,4 +119,5 @@ def load_teacher(path: Path, engine: Engine) -> GuidedTeacher:
             "Name the model and the teacher of one training run.",
         ) from error
     denoiser.eval().requires_grad_(False)
+    assert isinstance(engine.codec, PocketCodec), "teachers are of pocket students"
     return GuidedTeacher(engine.config, engine.codec, denoiser.text, denoiser.student)

@@ -39,6 +39,7 @@ def seconds(budget: object) -> object:
 Seconds = Annotated[float, BeforeValidator(seconds), Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Target = Literal["endpoint", "consistency"]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -93,11 +94,15 @@ class TeacherSettings(StageSettings):
 
 @dataclass(frozen=True, config=_STRICT)
 class StudentSettings(StageSettings):
-    """guidance: how far beyond its words the teacher is led; the student learns it in."""
+    """guidance: how far beyond its words the teacher is led; the student learns it in.
+    target: where the teacher's guided walk ends (`endpoint`), or what the student says of it two steps down
+    (`consistency`).
+    """
 
     openings: Count = 24
     clips: Count = 5
     guidance: Annotated[float, Field(ge=1)] = 2.0
+    target: Target = "endpoint"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -168,10 +173,11 @@ class LoraSettings:
 
 @dataclass(frozen=True, config=_STRICT)
 class WanStageSettings(StageSettings):
-    """batch: clips a step, over all processes. guidance: how far beyond its words the teacher is led."""
+    """batch: clips a step, over all processes. guidance, target: of the student's stage, as in `StudentSettings`."""
 
     batch: Count = 8
     guidance: Annotated[float, Field(ge=1)] = 3.0
+    target: Target = "endpoint"
 
 
 def wan_config() -> ModelConfig:

@@ -2,10 +2,12 @@
 
 Each of the student's passes is trained on what it meets at inference: the passes before it are run first, on the same
 noise schedule, and their answer is noised again. From that very point the frozen teacher walks down its guided
-trajectory in small Euler steps, and the student learns to name the end in one pass. The targets come from the teacher
-alone, so nothing the student says can pull them away.
+trajectory in small Euler steps, and the student learns to name the end in one pass. Who names the target is a setting:
+the teacher alone, all the way down, so that nothing the student says can pull it away; or the teacher for a few steps
+and then the student itself (consistency), which costs a fraction and is anchored where the last walks end.
 Source: knowledge distillation of samplers (Luhman and Luhman 2021) with classifier-free guidance inside (Meng et al.
-2023), gathered on the student's own trajectory (DAgger, Ross et al. 2011), on flow matching, chunk by chunk.
+2023), gathered on the student's own trajectory (DAgger, Ross et al. 2011), on flow matching, chunk by chunk;
+consistency distillation (Song et al. 2023) from the online weights (Song and Dhariwal 2024).
 """
 
 import itertools
@@ -25,6 +27,7 @@ from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import MOVER_WEIGHT, Denoiser, Sample, average, compiled, drop_structure, imperfect_past
 
 WALK_STEPS = 8
+CONSISTENT_STEPS = 2  # of a walk's steps: from one of four levels to the next
 PART_WAY_LOWEST = 0.2
 
 Said = Callable[[Tensor, float], Tensor]
@@ -54,31 +57,19 @@ def walk(sigma: float, shift: float) -> list[float]:
 
 
 def guided_end(
-    teacher: Denoiser,
-    past: Tensor,
-    noisy: Tensor,
-    sigma: float,
-    named: TextKV,
-    bare: TextKV,
-    control: Tensor,
-    config: ModelConfig,
-    guidance: float,
+    told: Said, free: Said, noisy: Tensor, sigma: float, shift: float, guidance: float, named: Said | None = None
 ) -> Tensor:
-    """Where the teacher's guided trajectory through `noisy` ends."""
+    """Where the teacher's guided trajectory through `noisy` ends.
 
-    def said(text: TextKV) -> Said:
-        return lambda noisy, sigma: clean_said(teacher, past, noisy, sigma, text, control, config)
-
-    return guided_walk(said(named), said(bare), noisy, sigma, config.sampler.shift, guidance)
-
-
-def guided_walk(told: Said, free: Said, noisy: Tensor, sigma: float, shift: float, guidance: float) -> Tensor:
-    """Walk down from sigma, led from what is said without words through what is said with them. Returns the end."""
-    for high, low in itertools.pairwise(walk(sigma, shift)):
+    told, free: what the teacher says with words and without; it is led from this through that. named: who tells the end
+    after the teacher's first `CONSISTENT_STEPS` steps; None: nobody, the teacher goes all the way.
+    """
+    steps = list(itertools.pairwise(walk(sigma, shift)))
+    for high, low in steps if named is None else steps[:CONSISTENT_STEPS]:
         start = free(noisy, high)
         guided = start + guidance * (told(noisy, high) - start)
         noisy = guided + low / high * (noisy - guided)
-    return noisy
+    return noisy if named is None or low == 0 else named(noisy, low)
 
 
 def train_student(
@@ -100,7 +91,7 @@ def train_student(
     trainer = Trainer("student", folder, denoiser, settings)
     compiled(denoiser).train()
     compiled(teacher)
-    sigmas = levels(config.sampler)
+    sigmas, consistent = levels(config.sampler), settings.target == "consistency"
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
@@ -125,10 +116,17 @@ def train_student(
                 named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
                 text, latents = denoiser.student.text_kv(words), clean
                 past = imperfect_past(denoiser, clean, text, control, config, generator)
+
+                def says(who: Denoiser, text: TextKV) -> Said:
+                    return lambda noisy, sigma: clean_said(who, past, noisy, sigma, text, control, config)
+
                 for sigma in passes[:-1]:
-                    latents = clean_said(denoiser, past, noised(latents, sigma), sigma, text, control, config)
+                    latents = says(denoiser, text)(noised(latents, sigma), sigma)
                 noisy = noised(latents, passes[-1])
-                target = guided_end(teacher, past, noisy, passes[-1], named, bare, control, config, settings.guidance)
+                told, free, own = says(teacher, named), says(teacher, bare), says(denoiser, text)
+                target = guided_end(
+                    told, free, noisy, passes[-1], config.sampler.shift, settings.guidance, own if consistent else None
+                )
             text = denoiser.student.text_kv(words)
             made = clean_said(denoiser, past, noisy, passes[-1], text, control, config)
         heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)

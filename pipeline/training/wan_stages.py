@@ -18,7 +18,7 @@ from pipeline.training.loop import Loss
 from pipeline.training.parallel import Ranks
 from pipeline.training.precomputed import Batch, Precomputed
 from pipeline.training.settings import WanStageSettings
-from pipeline.training.student import PART_WAY_LOWEST, Said, guided_walk
+from pipeline.training.student import PART_WAY_LOWEST, Said, guided_end
 from pipeline.training.teacher import NO_CAPTION_SHARE, SIGMA_FLOOR, noise_levels, noised_past, per_frame
 
 Noise = Callable[[], Tensor]
@@ -100,7 +100,8 @@ def distilling(model: Forced, teacher: Forced, data: Precomputed, settings: WanS
                 latents = says(model, text)(mix(latents, noise(), sigma), sigma)
             noisy = mix(latents, noise(), passes[-1])
             told, free = says(teacher, text), says(teacher, bare)
-            target = guided_walk(told, free, noisy, passes[-1], config.sampler.shift, settings.guidance)
+            own = says(model, text) if settings.target == "consistency" else None
+            target = guided_end(told, free, noisy, passes[-1], config.sampler.shift, settings.guidance, own)
         made = says(model, text)(noisy, passes[-1])
         error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))
         name = f"pass_{turn}" if turn < len(sigmas) else "part_way"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline.motion import ProbeMotion, Sensitivity, SourceMotion, grown
+from pipeline.motion import BLOCK, ProbeMotion, Sensitivity, SourceMotion, block_means, grown
 
 HEIGHT, WIDTH, PICTURES, PER_LATENT = 96, 160, 8, 4
 DIALS = (0.1, 0.5, 1.0)
@@ -141,3 +142,9 @@ def test_growing_adds_the_four_neighbours() -> None:
     mask = np.zeros((3, 4), bool)
     mask[0, 1] = True
     assert grown(mask).astype(int).tolist() == [[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_means_over_blocks_are_those_of_a_pooling() -> None:
+    frames = clip(noise=0.1)
+    for each in (frames, frames.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(block_means(each), F.avg_pool2d(each, BLOCK), atol=1e-6, rtol=1e-5)

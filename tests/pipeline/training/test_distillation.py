@@ -1,7 +1,9 @@
 """Teacher and student: every gradient goes where it should, and a step goes downhill. The losses are the real ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -114,6 +116,7 @@ def test_muon_takes_every_matrix_between_layers_and_no_other(config: ModelConfig
     assert len(names) > 20
 
 
+@pytest.mark.parametrize("target", ["endpoint", "consistency"])
 @pytest.mark.parametrize("turn", [0, 1])
 def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
     config: ModelConfig,
@@ -122,10 +125,11 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     turn: int,
+    target: Literal["endpoint", "consistency"],
 ) -> None:
     monkeypatch.setattr(OneBatch, "turn", turn)
     before = weights(knowing)
-    made = student_stage.train_student(config, *data, knowing, tmp_path, DISTILLING)
+    made = student_stage.train_student(config, *data, knowing, tmp_path, replace(DISTILLING, target=target))
     trainer = OneBatch.last
     assert trainer.losses[-1] < 0.97 * trainer.losses[0]
     assert isinstance(trainer.module, Denoiser)
@@ -210,18 +214,35 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
     assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-2)
 
 
-def test_guidance_goes_beyond_what_the_words_say(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named says 1, bare says 0: the guided end is the guidance itself."""
-
-    def said(
-        denoiser: object, past: Tensor, noisy: Tensor, sigma: float, text: TextKV, control: object, config: object
-    ) -> Tensor:
-        return torch.ones_like(noisy) if text else torch.zeros_like(noisy)
-
-    monkeypatch.setattr(student_stage, "clean_said", said)
+def test_guidance_goes_beyond_what_the_words_say() -> None:
+    """Told says 1, free says 0: the guided end is the guidance itself."""
     start = torch.randn(1, 2, 4, 4, 6)
-    end = guided_end(None, start, start, 1.0, [(start, start)], [], start, config, 2.5)  # type: ignore[arg-type]
+    end = guided_end(lambda noisy, _: torch.ones_like(noisy), lambda noisy, _: 0 * noisy, start, 1.0, 3.0, 2.5)
     torch.testing.assert_close(end, torch.full_like(start, 2.5))
+
+
+def test_a_consistent_target_is_named_by_the_student_at_the_next_level_of_the_teachers_trajectory() -> None:
+    clean, noise = torch.randn(1, 2, 4, 4, 6), torch.randn(1, 2, 4, 4, 6)
+    asked: list[tuple[float, Tensor]] = []
+
+    def exact(noisy: Tensor, sigma: float) -> Tensor:
+        return clean
+
+    def own(noisy: Tensor, sigma: float) -> Tensor:
+        asked.append((sigma, noisy))
+        return noisy + 1
+
+    for high, low in ((1.0, 0.9), (0.9, 0.75), (0.75, 0.5)):  # the levels of four steps at shift 3
+        end = guided_end(exact, exact, mix(clean, noise, high), high, 3.0, 2.0, own)
+        assert asked[-1][0] == pytest.approx(low)
+        torch.testing.assert_close(asked[-1][1], mix(clean, noise, low))
+        assert torch.equal(end, asked[-1][1] + 1)
+
+
+def test_from_the_last_level_the_teacher_walks_to_the_end_alone() -> None:
+    clean = torch.randn(1, 2, 4, 4, 6)
+    end = guided_end(lambda *_: clean, lambda *_: clean, torch.randn(clean.shape), 0.5, 3.0, 2.0, pytest.fail)
+    torch.testing.assert_close(end, clean)
 
 
 def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:

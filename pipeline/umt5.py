@@ -1,0 +1,160 @@
+"""Wan's text encoder, UMT5-XXL: a folder of the hub -> prompts as Wan's transformers were trained on them.
+
+The network is transformers' `UMT5EncoderModel`, the tokens are those of the folder's tokenizer.json. Weights have to
+match to the last name. Knows no streams and keeps nothing of what it read; `pipeline.prompts` does.
+"""
+
+import hashlib
+import html
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import PipelineError
+from pipeline.fit import difference
+
+PLACES = 512
+"""Tokens of a prompt, in Wan's training; longer ones are cut."""
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # one and the same; a file has either or both
+_HASHED_BYTES = 1 << 20
+
+
+class EightBitLinear(nn.Module):
+    """A layer whose weights are bytes with a scale for each row: half of bfloat16's room, at a small loss."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        self.register_buffer("weight", (weight.float() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale[:, 0])
+        self.weight: Tensor
+        self.scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+class Umt5:
+    """Reads prompts."""
+
+    def __init__(self, network: nn.Module, tokenizer: Any, device: str) -> None:
+        self.network, self.tokenizer, self.device = network, tokenizer, torch.device(device)
+
+    @torch.inference_mode()
+    def read(self, prompt: str) -> Tensor:
+        """The embedding of what is written, (tokens, dim), on the CPU; Wan pads it with zeros to PLACES."""
+        # Alone and without padding: under its mask, padding changes nothing and only takes time.
+        ids = torch.tensor([self.tokenizer.encode(cleaned(prompt)).ids], device=self.device)
+        return self.network(input_ids=ids).last_hidden_state[0].cpu()
+
+
+def cleaned(prompt: str) -> str:
+    """As Wan's training had its captions: no HTML entities, single spaces."""
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int = 16) -> Umt5:
+    """From the folders text_encoder and tokenizer of a Wan repo in diffusers' layout; bits: of the layers' weights, 16
+    or 8.
+
+    Raises PipelineError: `weights_missing`, `weights_damaged`, `text_encoder_mismatch`.
+    """
+    # Several seconds that no other model should wait for.
+    from tokenizers import Tokenizer
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    told = _json(folder / "config.json")
+    if told.get("model_type") != "umt5":
+        raise _mismatch(folder, f"it describes a {told.get('model_type')}, not a umt5")
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file():
+        raise _missing(file)
+    try:
+        words = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise PipelineError(
+            "weights_damaged", f"{file} cannot be read as a tokenizer.", "Pull the model again."
+        ) from error
+    words.no_padding()
+    words.enable_truncation(PLACES)
+    with torch.device("meta"):
+        network = UMT5EncoderModel(UMT5Config.from_dict(told)).eval().requires_grad_(False)
+    wanted = network.state_dict()
+    values = dict(_weights(folder))
+    for one, other in (_TABLES, _TABLES[::-1]):
+        if one in values:
+            values.setdefault(other, values[one])
+    if differs := difference(values, wanted):
+        raise _mismatch(folder, differs)
+    dtype = torch.float32 if device == "cpu" and values[_TABLES[0]].dtype == torch.float32 else torch.bfloat16
+    for name, layer in [*network.named_modules()] if bits == 8 else []:
+        if type(layer) is nn.Linear:
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, EightBitLinear(values.pop(f"{name}.weight")))
+    # Copied, since what a file is mapped to is read again from the disk when memory is short.
+    copies = {name: values.pop(name).to(dtype, copy=True) for name in list(values) if name != _TABLES[1]}
+    copies[_TABLES[1]] = copies[_TABLES[0]]
+    network.load_state_dict(copies, assign=True, strict=bits != 8)
+    return Umt5(network.to(device), words, device)
+
+
+def fingerprint(folder: Path, tokenizer: Path, bits: int) -> str:
+    """What embeddings hang on: changes with the encoder's or the tokenizer's files.
+
+    Of large files sizes and both ends are looked at, since reading 11 GB takes a minute.
+    """
+    hashed = hashlib.sha256(f"{bits} bits, {PLACES} places".encode())
+    for path in [*sorted(folder.iterdir()), tokenizer / "tokenizer.json"]:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            hashed.update(f"{path.name} {size}".encode() + file.read(_HASHED_BYTES))
+            file.seek(max(0, size - _HASHED_BYTES))
+            hashed.update(file.read())
+    return hashed.hexdigest()
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    paths = sorted(folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    named = set(_json(index).get("weight_map", {}).values()) if index.is_file() else {path.name for path in paths}
+    for name in sorted(named) or ["model.safetensors"]:
+        if not (folder / name).is_file():
+            raise _missing(folder / name)
+        try:
+            yield from load_file(folder / name).items()
+        except (SafetensorError, OSError) as error:
+            raise PipelineError(
+                "weights_damaged",
+                f"{folder / name} cannot be read: it ends early.",
+                "Run `stillstream models pull` again.",
+            ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _missing(path) from error
+    return told if isinstance(told, dict) else {}
+
+
+def _missing(path: Path) -> PipelineError:
+    return PipelineError(
+        "weights_missing", f"There is no {path}, or it cannot be read.", "Run `stillstream models pull` again."
+    )
+
+
+def _mismatch(folder: Path, why: str) -> PipelineError:
+    return PipelineError(
+        "text_encoder_mismatch",
+        f"{folder} does not fit: {why}.",
+        "Fetch the text_encoder folder of Wan-AI/Wan2.1-T2V-1.3B-Diffusers.",
+    )
