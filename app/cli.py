@@ -392,6 +392,9 @@ def main() -> None:
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except typer.Abort:  # Ctrl-C or the end of the input, at a question
+        err.print("Stopped; the question was not answered.")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get("STILLSTREAM_LOG_LEVEL") == "debug":
             raise

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
+from app import cli
 from app.clip import read_clip
 from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from tests.app.tiny import TINY
@@ -214,3 +216,18 @@ def test_a_wan_run_without_clips_is_one_clear_line(tiny_model: Path, tmp_path: P
     ended = _run("train", "--config", "wan.toml", cwd=tmp_path)
 
     assert _is_one_line(ended, "data_empty"), ended.stderr
+
+
+def test_a_question_that_is_broken_off_ends_quietly_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(**_: object) -> None:
+        raise typer.Abort
+
+    monkeypatch.setattr(cli, "app", ask)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Stopped; the question was not answered.\n"
