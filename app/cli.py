@@ -243,6 +243,39 @@ def train(
         run(out_path or Path("runs/pocket"), settings, budget_s=budget_s, stage=stage, threads=chosen, device=device)
 
 
+@app.command()
+def encode(
+    clips: Annotated[Path, typer.Argument(help="The folder with your clips and their captions.")],
+    model: Annotated[Path, typer.Option(help="A Wan folder in diffusers' layout: vae, text_encoder, tokenizer.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The folder to write to; a second run goes on.")],
+    width: Annotated[int, typer.Option(min=16, help="Of the pictures, a multiple of 16.")] = 832,
+    height: Annotated[int, typer.Option(min=16, help="Of the pictures, a multiple of 16.")] = 480,
+    fps: Annotated[int, typer.Option(min=1, help="Pictures a second.")] = 16,
+    latents: Annotated[int, typer.Option(min=1, help="Latent frames of a clip: whole chunks of the model.")] = 21,
+    places: Annotated[int, typer.Option(min=1, help="Tokens at which a caption is cut.")] = 512,
+    threads: Threads = None,
+    device: Device = "cpu",
+) -> None:
+    """Encode your own clips for the training of a Wan model: latents and prompt embeddings, once, on disk."""
+    for name, size in (("width", width), ("height", height)):
+        if size % 16:
+            raise AppError("setting_invalid", f"The {name} {size} is no multiple of 16.", f"Correct --{name}.")
+    chosen = threads or default_threads()
+    calm_openmp(chosen)
+    import torch
+
+    from pipeline.training.encode import Shape
+    from pipeline.training.encode import encode as run
+    from pipeline.training.wan_text import load_embed
+    from pipeline.wan_codec import load_wan_codec
+
+    torch.set_num_threads(chosen)
+    shape = Shape(width, height, fps, latents, f"{model.absolute().name}, {places} places")
+    codec = load_wan_codec(model / "vae").to(device)
+    made = run(clips, out_path, shape, codec, load_embed(model, places=places, device=device), device=device)
+    out.print(escape(made.told()), highlight=False)
+
+
 @app.command(name="eval")
 def evaluate(
     model: Model = None,
@@ -365,6 +398,9 @@ def main() -> None:
         err.print(f"[red]{error.code}[/]: {said}", highlight=False, soft_wrap=True)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except typer.Abort:  # Ctrl-C or the end of the input, at a question
+        err.print("Stopped; the question was not answered.")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if os.environ.get("STILLSTREAM_LOG_LEVEL") == "debug":

@@ -6,6 +6,7 @@ Owns the workers' lives: they load while the page can already be fetched, and ar
 import asyncio
 import logging
 import platform
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -48,8 +49,28 @@ class SocketChannel:
         self._socket = socket
         self._unsent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(UNSENT_LIMIT)
         self._writer = asyncio.create_task(self._write())
+        self._heard: deque[str] = deque(maxlen=UNSENT_LIMIT)
+
+    async def until(self, event: asyncio.Event) -> None:
+        """Wait for it, and keep what the page says meanwhile for `receive`. Raises ChannelClosedError when the page
+        goes or the server ends: nobody should wait for either."""
+        waiting = asyncio.ensure_future(event.wait())
+        try:
+            while not event.is_set():
+                hearing = asyncio.ensure_future(self._hear())
+                try:
+                    await asyncio.wait({waiting, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                    if hearing.done():
+                        self._heard.append(hearing.result())
+                finally:
+                    hearing.cancel()
+        finally:
+            waiting.cancel()
 
     async def receive(self) -> str:
+        return self._heard.popleft() if self._heard else await self._hear()
+
+    async def _hear(self) -> str:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise ChannelClosedError
@@ -198,9 +219,11 @@ def create_app(
             stage: Stage = app.state.stage
             if stage.house is None:
                 channel.send({"kind": "state", "state": State.WAITING, "note": LOADING.message})
-                await stage.loaded.wait()
+                await channel.until(stage.loaded)
             assert stage.house is not None, "loaded is set after the house is made"
             await Session(stage.house, channel).run()
+        except ChannelClosedError:
+            log.debug("a page went while the model was loading")
         finally:
             await channel.close()
 

@@ -130,16 +130,16 @@ def take_in(folder: Path, out: Path, config: ModelConfig, shortest: int) -> Foot
         path = out / f"{clip.path.name}.npy"
         if not path.is_file():
             try:
-                pictures = list(_pictures(clip.path, config.fps, config.width, config.height))
+                taken = list(pictures(clip.path, config.fps, config.width, config.height))
             except (OSError, av.error.FFmpegError) as error:
                 skipped[clip.path.name] = (error.strerror or "it cannot be decoded").lower()
                 continue
-            if len(pictures) < shortest:
-                skipped[clip.path.name] = f"it has {len(pictures)} of {shortest} pictures at {config.fps} a second"
+            if len(taken) < shortest:
+                skipped[clip.path.name] = f"it has {len(taken)} of {shortest} pictures at {config.fps} a second"
                 continue
             part = path.with_suffix(".part")
             with part.open("wb") as file:
-                np.save(file, np.stack(pictures))
+                np.save(file, np.stack(taken))
             part.replace(path)
         footage.takes.append(np.load(path, mmap_mode="r"))
         footage.captions.append(clip.caption)
@@ -151,7 +151,7 @@ def take_in(folder: Path, out: Path, config: ModelConfig, shortest: int) -> Foot
     return footage
 
 
-def _pictures(path: Path, fps: int, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
+def pictures(path: Path, fps: int, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
     """The clip at this rate, cropped to the shape and resized; a slow clip repeats pictures, a fast one drops some."""
     with av.open(str(path)) as container:
         if not container.streams.video:

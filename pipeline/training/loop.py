@@ -43,13 +43,20 @@ def save_atomic(payload: dict[str, Any], path: Path) -> None:
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
         beside.unlink(missing_ok=True)
-        if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(path.parent).free < MARGIN_BYTES:
-            raise PipelineError(
-                "disk_full",
-                f"The disk is full; {path} is as it was at the save before.",
-                "Make room and start again: training goes on from there.",
-            ) from error
+        if is_full(error, path.parent):
+            raise disk_full(f"{path} is as it was at the save before", "training") from error
         raise
+
+
+def is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of room. Some libraries hide the number of the error."""
+    return getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < MARGIN_BYTES
+
+
+def disk_full(left: str, what: str) -> PipelineError:
+    return PipelineError(
+        "disk_full", f"The disk is full; {left}.", f"Make room and start again: {what} goes on from there."
+    )
 
 
 class EMA:

@@ -98,8 +98,9 @@ def write_clip(path: Path, latents_TCHW: Tensor, text_KLD: Tensor) -> None:
     save_file({"latents": latents_TCHW.contiguous(), "text": text_KLD.contiguous()}, path)
 
 
-def write_unprompted(folder: Path, text_1LD: Tensor) -> None:
-    save_file({"text": text_1LD.contiguous()}, folder / UNPROMPTED)
+def write_unprompted(path: Path, text_1LD: Tensor) -> None:
+    """The embedding of no prompt; a folder's has the name UNPROMPTED."""
+    save_file({"text": text_1LD.contiguous()}, path)
 
 
 def _rng(*key: int) -> np.random.Generator:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
+from app import cli
 from app.clip import read_clip
-from pipeline.training.precomputed import write_clip, write_unprompted
+from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from tests.app.tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +191,7 @@ def test_two_processes_under_torchrun_train_a_wan_model_that_then_makes_a_clip(
     (tmp_path / "encoded").mkdir()
     size, width = (2 * TINY.chunk, TINY.codec.latent_channels, *TINY.latent_size), TINY.student.text_dim
     write_clip(tmp_path / "encoded" / "a.safetensors", torch.randn(size).half(), torch.randn(1, 3, width).half())
-    write_unprompted(tmp_path / "encoded", torch.zeros(1, 1, width))
+    write_unprompted(tmp_path / "encoded" / UNPROMPTED, torch.zeros(1, 1, width))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "app", "train"]
     trained = subprocess.run(
         [sys.executable, *command, "--config", "wan.toml", "--out", "run"],
@@ -214,3 +216,18 @@ def test_a_wan_run_without_clips_is_one_clear_line(tiny_model: Path, tmp_path: P
     ended = _run("train", "--config", "wan.toml", cwd=tmp_path)
 
     assert _is_one_line(ended, "data_empty"), ended.stderr
+
+
+def test_a_question_that_is_broken_off_ends_quietly_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(**_: object) -> None:
+        raise typer.Abort
+
+    monkeypatch.setattr(cli, "app", ask)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Stopped; the question was not answered.\n"

@@ -183,6 +183,30 @@ async def test_a_page_that_comes_while_the_model_loads_is_welcomed_afterwards(tm
         await page.hear("welcome")
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_server_that_ends_while_the_model_loads_waits_for_no_page(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, leaves: bool
+) -> None:
+    async with serving(LoadLater(tmp_path / "now"), loaded=False) as server:
+        socket = await connect(f"ws://{server.address}/ws")
+        await Page(socket).hear("state", state="waiting")
+        if leaves:
+            await socket.close()
+    await socket.close()
+
+    assert "graceful shutdown exceeded" not in caplog.text
+
+
+async def test_what_a_page_says_while_the_model_loads_is_heard_afterwards(tmp_path: Path) -> None:
+    now = tmp_path / "now"
+    async with serving(LoadLater(now), loaded=False) as server, connect(f"ws://{server.address}/ws") as socket:
+        page = Page(socket)
+        await page.hear("state", state="waiting")
+        await page.say("ping", id=4)
+        now.touch()
+        await page.hear("pong", id=4)
+
+
 async def test_weights_that_are_damaged_are_told_to_whoever_serves() -> None:
     failures: list[Exception] = []
     async with serving(load_damaged, failures.append, loaded=False):

@@ -2,71 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pytest
 
 from app.admission import Admission
 from app.errors import AppError
-from app.house import ChannelClosedError, House
-from app.session import Session
+from app.house import ChannelClosedError
 from app.states import MOVES, State
-from tests.app.fakes import COLOURS, CONFIG, FakeClock, FakePage, FakePeer, FakeTrack, FakeWorker, running, settle
-
-
-@dataclass
-class Scene:
-    """A session, and all that it talks to."""
-
-    page: FakePage
-    session: Session
-    worker: FakeWorker
-    clock: FakeClock
-    peers: list[FakePeer]
-    task: "asyncio.Task[None]"
-
-    @property
-    def peer(self) -> FakePeer:
-        return self.peers[0]
-
-    @property
-    def track(self) -> FakeTrack:
-        return self.peer.track
-
-    async def say(self, kind: str, **fields: Any) -> None:
-        self.page.said.put_nowait(json.dumps({"kind": kind, **fields}))
-        await settle()
-
-    async def go_live(self) -> None:
-        await self.say("offer", sdp="v=0")
-        self.peer.on_state("connected")
-        await settle()
-
-
-@asynccontextmanager
-async def scene(admission: Admission[FakeWorker] | None = None) -> AsyncIterator[Scene]:
-    worker, clock, page = FakeWorker(), FakeClock(), FakePage()
-    peers: list[FakePeer] = []
-
-    def make_peer(**words: Any) -> FakePeer:
-        peers.append(FakePeer(**words))
-        return peers[-1]
-
-    house = House(CONFIG, admission or Admission([worker], 1), make_peer, clock=clock, sleep=clock.sleep)
-    session = Session(house, page)
-    async with running(session.run()) as task:
-        yield Scene(page, session, worker, clock, peers, task)
-
-
-@pytest.fixture
-async def live() -> AsyncIterator[Scene]:
-    async with scene() as made:
-        await made.go_live()
-        yield made
+from tests.app.fakes import COLOURS, CONFIG, FakeWorker, running, settle
+from tests.app.scene import Scene, scene
 
 
 def test_every_state_can_close_and_a_closed_session_stays_closed() -> None:
@@ -249,61 +193,6 @@ async def test_a_prompt_that_ends_the_worker_again_and_again_ends_the_session(li
     assert live.page.codes == ["worker_failed"]
     assert live.page.of("error")[-1]["fatal"]
     assert live.page.states[-1] == "closed"
-
-
-def _camera_frame(value: int) -> np.ndarray:
-    return np.full((CONFIG.height, CONFIG.width, 3), value, np.uint8)
-
-
-async def test_fresh_camera_frames_become_the_source_of_the_next_chunk(live: Scene) -> None:
-    await live.say("controls", id=1, camera=True)
-    live.peer.on_frame(_camera_frame(77), 0.0)
-    await live.worker.make()
-    source_THWC = live.worker.orders[-1].source_THWC
-
-    assert source_THWC is not None
-    assert source_THWC.shape == (CONFIG.frames_per_chunk, CONFIG.height, CONFIG.width, 3)
-    assert source_THWC[-1, 0, 0].tolist() == [77, 77, 77]
-
-
-async def test_a_camera_that_is_switched_off_is_no_source(live: Scene) -> None:
-    live.peer.on_frame(_camera_frame(77), 0.0)
-    await live.worker.make()
-
-    assert live.worker.orders[-1].source_THWC is None
-
-
-async def test_a_camera_that_stops_is_said_once_and_the_stream_goes_on_from_the_prompt(live: Scene) -> None:
-    await live.say("controls", id=1, camera=True)
-    live.peer.on_frame(_camera_frame(77), 0.0)
-    await live.clock.advance(2.5)
-    for _ in range(3):
-        await live.worker.make()
-        live.track.show()
-
-    assert live.page.codes == ["camera_stopped"]
-    assert not live.page.of("error")[0]["fatal"]
-    assert live.worker.orders[-1].source_THWC is None
-    assert live.page.states[-1] == "live"
-
-    live.peer.on_frame(_camera_frame(77), 9.0)
-    await live.worker.make()
-    live.track.show()
-    assert live.worker.orders[-1].source_THWC is not None
-
-
-async def test_a_camera_is_not_missed_before_media_is_there() -> None:
-    async with scene() as made:
-        await made.say("controls", id=1, camera=True)
-        await made.say("offer", sdp="v=0")
-        await made.clock.advance(5)
-        await made.worker.make()
-        assert made.page.codes == []
-        made.peer.on_state("connected")
-        await made.clock.advance(2.5)
-        made.track.show()
-        await made.worker.make()
-        assert made.page.codes == ["camera_stopped"]
 
 
 async def test_strength_and_structure_reach_the_next_chunk_and_stay(live: Scene) -> None:

@@ -14,7 +14,7 @@ from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.training import loop
 from pipeline.training.clips import encode_clips
-from pipeline.training.precomputed import write_clip, write_unprompted
+from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from pipeline.training.settings import WanSettings, WanStageSettings
 from pipeline.weights import export, save_transformer
 
@@ -50,7 +50,7 @@ def precomputed(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -
         text = (1 + index % 2 * 2, 2 + index % 3, config.student.text_dim)
         latents, words = (torch.randn(size, generator=draw).to(kind) for size in (shape, text))
         write_clip(folder / f"{index:05}.safetensors", latents, words)
-    write_unprompted(folder, torch.randn(1, 1, config.student.text_dim, generator=draw))
+    write_unprompted(folder / UNPROMPTED, torch.randn(1, 1, config.student.text_dim, generator=draw))
     return folder
 
 
