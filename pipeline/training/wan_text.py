@@ -1,4 +1,4 @@
-"""Prompts for encoding clips: Wan's own text encoder, padded as its transformers were trained. Knows nothing of clips."""
+"""Prompts for encoding clips: Wan's text encoder, padded as its transformers were trained. Knows nothing of clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
