@@ -149,6 +149,26 @@ def test_a_failed_write_leaves_the_file_before_untouched(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_that_is_interrupted_while_it_saves_goes_on_from_the_save_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path / "whole")
+    save, saves = torch.save, iter((False, True))
+
+    def interrupted(payload: object, to: Path) -> None:
+        if next(saves, False):
+            Path(to).write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        save(payload, to)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts")
+    assert on_disk(tmp_path / "parts")["step"] == 4
+    trained(tmp_path / "parts", seed=5)
+    assert_same(on_disk(tmp_path / "parts"), on_disk(tmp_path / "whole"))
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path: Path) -> None:
     trained(tmp_path)
     saved = (tmp_path / "checkpoint.pt").read_bytes()
