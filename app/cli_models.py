@@ -13,9 +13,10 @@ from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
 from pipeline.config import WanModel
+from pipeline.downloads import PARTS, Download
 from pipeline.errors import PipelineError
 from pipeline.memory import amount, parameters
-from pipeline.models import BASES, FAMILIES, PARTS, Download, Family, download, family
+from pipeline.models import BASES, FAMILIES, Family, download, family
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
 out = Console()

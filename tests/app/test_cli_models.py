@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 from app.cli_models import models, named
 from app.errors import AppError
 from pipeline.convert import convert
+from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, FAMILIES, WAN_TEXT, WAN_TINY, family
+from pipeline.models import BASES, FAMILIES, family
 from pipeline.student import Student
 from tests.app.hub import cached
 from tests.app.test_shelf import BYTES, tiny

@@ -16,8 +16,9 @@ from app.stopwatch import Stopwatch
 from app.worker import LoadEngine
 from pipeline.chunk import Controls
 from pipeline.config import WanModel
+from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, WAN_TEXT, WAN_TINY
+from pipeline.models import BASES
 from tests.app.hub import cached, serving
 from tests.app.tiny_wan import ROW, repos, shrink_table
 from tests.pipeline.published import peft_lora
