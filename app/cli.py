@@ -302,7 +302,7 @@ def evaluate(
 ) -> None:
     """Measure how well a model draws what it is asked for, and write a page with what was found.
 
-    About twelve minutes on two cores.
+    A quarter of an hour on two cores.
     """
     chosen = threads or default_threads()
     calm_openmp(chosen)

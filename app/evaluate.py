@@ -47,7 +47,7 @@ FOLLOWED = ((0.3, 0.0), (0.6, 0.0), (0.9, 1.0))  # strength, structure
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. The whole takes about twelve minutes on two quiet cores, half of it the long streams.
+    """How much is measured. The whole takes a quarter of an hour on two cores, half of it the long streams.
 
     drift_frames: the latest frame at which drift is read, of `long_streams`; the others end at frame 4000.
     """
