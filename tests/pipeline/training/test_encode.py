@@ -104,10 +104,10 @@ def test_each_video_gives_as_many_clips_as_fit_with_its_captions_embedding(
     assert sorted(path.name for path in out.glob("*.safetensors")) == names
     clip = load_file(out / names[0])
     assert clip["latents"].shape == (6, 4, 8, 12)
-    assert clip["text"].shape == (1, 2, TEXT_DIM)
+    assert clip["text"].shape == (1, 3, TEXT_DIM)
     expected = embed(["red left"])
-    torch.testing.assert_close(clip["text"].float(), expected[:, :2], atol=0, rtol=1e-2)
-    assert not expected[:, 2:].any()
+    torch.testing.assert_close(clip["text"].float(), expected[:, :3], atol=0, rtol=1e-2)
+    assert not expected[:, 3:].any()
     assert not torch.equal(clip["latents"], load_file(out / names[1])["latents"])
 
 

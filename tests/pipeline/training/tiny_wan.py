@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 WORDS = ("<pad>", "</s>", "<unk>", "red", "blue", "left", "right", "a")
@@ -27,6 +27,7 @@ def write_tiny_wan(folder: Path) -> None:
     UMT5EncoderModel(shape).save_pretrained(folder / "text_encoder")
     known = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    known.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=known, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
