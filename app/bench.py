@@ -17,7 +17,7 @@ from app import bench_figures as figures
 from app.bench_engine import count_operations, describe_machine, floors, measure_engine
 from app.bench_figures import LOADED, Report
 from app.bench_live import measure_live
-from app.bench_regions import TOLD, Row, measure_regions
+from app.bench_regions import READ, TOLD, Row, measure_regions
 from app.bench_viewer import Plan
 from app.errors import AppError
 from app.worker import LoadEngine, default_threads
@@ -45,6 +45,9 @@ def bench(
     regions: Annotated[bool, typer.Option("--regions", help="Region caching instead: dense beside sparse.")] = False,
     dial: Annotated[float, typer.Option(min=0.01, max=1, help="With --regions: from quality to speed.")] = 0.5,
     chunks: Annotated[int, typer.Option(min=4, help="With --regions: chunks of each scenario.")] = 16,
+    probe: Annotated[
+        Path | None, typer.Option(help="With --regions: a probe's .safetensors, to read free runs of 250 chunks.")
+    ] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="With --regions: only these.")] = None,
 ) -> None:
     """Measure this machine: stages, rates, latency, and the same under load."""
@@ -54,8 +57,10 @@ def bench(
     chosen = threads or default_threads()
     if regions:
         with notes.status("Dense beside sparse"):
-            rows = measure_regions(model, chosen, dial, chunks, scenario or [])
+            rows = measure_regions(model, chosen, dial, chunks, scenario or [], probe)
         console.print(regions_table(rows))
+        if probe is None:
+            notes.print("No free runs without --probe: motion_gap, probe_gap and fd_ratio are null.")
         text = json.dumps({"threads": chosen, "dial": dial, "chunks": chunks, "regions": rows})
         if out is not None:
             out.write_text(text + "\n")
@@ -120,9 +125,9 @@ def tables(report: Report) -> list[Table]:
 
 
 def regions_table(rows: list[Row]) -> Table:
-    table = Table("Size", "Mode", "Scenario", *(_right(name.replace("_", " ")) for name in TOLD))
+    table = Table("Size", "Mode", "Scenario", *(_right(name.replace("_", " ")) for name in (*TOLD, *READ)))
     for row in rows:
-        values = ("" if row[name] is None else f"{row[name]:.2f}" for name in TOLD)
+        values = ("" if row[name] is None else f"{row[name]:.2f}" for name in (*TOLD, *READ))
         table.add_row(row["size"], row["mode"], row["scenario"] or "", *values)
     return table
 

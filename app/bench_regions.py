@@ -29,18 +29,28 @@ WIDE_SHARES = (0.1, 0.2, 0.3, 1.0)
 # Named like scenarios: times against the share of tiles, and what active tokens see of held ones.
 SPEED, WIDE, CARRY = "speed", "speed-wide", "carry"
 OTHER_SEED = 1_000_003
+DRAWS = 4  # of a text's chunk, to tell motion from chance
 TOLD = (
-    *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "static_error_ratio"),
+    *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "gmsd_active", "static_error_ratio"),
     *("seam", "pop", "flow_ratio", "mask_recall", "mask_precision"),
 )
-UNMEASURED = ("motion_gap", "probe_gap", "fd_ratio")  # these need free runs and a network that reads pictures
-KEYS = ("size", "mode", "scenario", "dense_ms", "sparse_ms", *TOLD, *UNMEASURED)
+READ = ("motion_gap", "probe_gap", "fd_ratio")  # of free runs, by a probe; null without one
+FREE, FREE_CHUNKS = "free run", 250
+KEYS = ("size", "mode", "scenario", "dense_ms", "sparse_ms", *TOLD, *READ)
 
 
-def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, names: list[str]) -> list[Row]:
-    """The speed of given masks first, then every scenario. names: what to run of these; none: all."""
+def measure_regions(
+    model: Path | None, threads: int, dial: float, chunks: int, names: list[str], probe: Path | None = None
+) -> list[Row]:
+    """The speed of given masks first, then every scenario. names: what to run of these; none: all.
+
+    probe: reads free runs, which are left out without it. Raises AppError (`probe_unreadable`).
+    """
+    from app.probe import read_probe
+    from app.region_free import free_run
     from pipeline.engine import Engine
 
+    reader = None if probe is None else read_probe(probe)
     engine = Engine.load(model, threads=threads)
     config = engine.config
     size = f"{config.width}x{config.height}"
@@ -60,6 +70,10 @@ def measure_regions(model: Path | None, threads: int, dial: float, chunks: int, 
             rows.append(
                 run(engine, Controls(name, regions=dial), [None] * chunks, name) | {"size": size, "mode": "text"}
             )
+    if reader is not None and (not names or FREE in names):
+        for mode in ("webcam", "text"):
+            gaps = free_run(engine, reader, dial, FREE_CHUNKS, mode == "webcam")
+            rows.append({"size": size, "mode": mode, "scenario": FREE} | gaps)
     return [{key: row.get(key) for key in KEYS} for row in rows]
 
 
@@ -166,7 +180,9 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
     state, dense, sparse = engine.open(controls.seed), Clock(), Clock()
     plain = replace(controls, regions=0.0)
     active: list[float] = []
-    found: dict[str, list[float | None]] = {key: [] for key in ("psnr", "ssim", "static", "floor", "seam", "seam_0")}
+    found: dict[str, list[float | None]] = {
+        key: [] for key in ("psnr", "ssim", "gmsd", "static", "floor", "seam", "seam_0")
+    }
     found |= {key: [] for key in ("pop", "pop_0", "flow", "flow_0")}
     masks: list[tuple[np.ndarray, np.ndarray]] = []
     wanted: list[tuple[np.ndarray, np.ndarray]] = []
@@ -175,6 +191,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
     for index, source in enumerate(sources):
         true, seen = source if source is not None else (None, None)
         twin, floor = deepcopy(state), deepcopy(state)
+        beside = [deepcopy(state) for _ in range(1, DRAWS)] if true is None and index >= 3 else []
         chunk: Chunk = sparse.time(lambda seen=seen: engine.step(state, controls, seen))
         other: Chunk = dense.time(lambda twin=twin, seen=seen: engine.step(twin, plain, seen))
         if chunk.active_HW is None and index < 3:  # nothing can be held yet
@@ -188,13 +205,16 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
                 floor.seed += OTHER_SEED
                 again = engine.step(floor, replace(plain, seed=floor.seed), seen)
                 compare(found, chunk, other, again, shown)
-            # What the held tiles stand on against what is there now. For text, against what dense chunks draw: what
-            # they do not agree on is their noise.
+            # What the held tiles stand on against what is there now. For text, against several dense draws of the
+            # chunk: what changes no more than they differ among themselves is texture drawn afresh, and no motion.
             if true is not None and stood_on is not None:
                 truth = figures.true_change(true, stood_on)
             else:
-                truth = figures.true_change(other.frames_THWC, shown)
-                truth &= figures.true_change(again.frames_THWC, shown) if again else every
+                draws = [other.frames_THWC]
+                for number, each in enumerate(beside, 1):
+                    each.seed += number * OTHER_SEED
+                    draws.append(engine.step(each, replace(plain, seed=each.seed)).frames_THWC)
+                truth = figures.true_motion(draws, shown)
             masks.append((truth, mask))
             asked = mask if chunk.refreshed_HW is None else mask & ~chunk.refreshed_HW
             wanted.append((truth, asked))
@@ -212,6 +232,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
         **paired(dense, sparse),
         "psnr_active": of["psnr"],
         "ssim_active": of["ssim"],
+        "gmsd_active": of["gmsd"],
         "static_error_ratio": figures.ratio(of["static"], of["floor"]),
         "seam": figures.ratio(of["seam"], of["seam_0"]),
         "pop": figures.ratio(of["pop"], of["pop_0"]),
@@ -232,6 +253,7 @@ def compare(
     area = figures.over_pixels(moved)
     found["psnr"].append(figures.psnr(a, b, area))
     found["ssim"].append(figures.ssim(a, b, area))
+    found["gmsd"].append(figures.gmsd(a, b, area))
     found["static"].append(figures.rms(a, b, ~mask))
     found["floor"].append(figures.rms(c, b, ~mask))
     found["seam"].append(figures.seam(a, moved))

@@ -126,7 +126,13 @@ def generate(
         float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
     ] = 0.0,
     image: Annotated[Path | None, typer.Option(help="A picture to begin with.")] = None,
-    steps: Annotated[int, typer.Option(min=0, max=8, help="Denoise passes, where the model knows any number.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=200, help="Denoise passes of a chunk; by default the model's own.")
+    ] = None,
+    step_cache: Annotated[
+        float,
+        typer.Option(min=0, max=10, help="With 8 steps and more: leave out passes that change less; 0 runs each."),
+    ] = 0.0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
     size: Size = None,
@@ -166,6 +172,8 @@ def generate(
                 device,
                 chosen,
                 loras,
+                steps=steps,
+                step_cache=step_cache,
             ),
             Controls(
                 prompt,
@@ -173,7 +181,6 @@ def generate(
                 strength,
                 structure,
                 regions,
-                steps=steps,
                 lora=loras[0].stem if loras else "",
                 lora_strength=1.0 if lora_strength is None else lora_strength,
             ),

@@ -13,9 +13,10 @@ from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
 from pipeline.config import WanModel
+from pipeline.downloads import PARTS, Download
 from pipeline.errors import PipelineError
 from pipeline.memory import amount, parameters
-from pipeline.models import BASES, FAMILIES, PARTS, Download, Family, download, family
+from pipeline.models import BASES, FAMILIES, Family, download, family
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
 out = Console()
@@ -236,11 +237,10 @@ def named(
         raise AppError("setting_invalid", f"There is no decoder {decoder!r}.", "Choose tiny or full.")
     width, height = _size(size) if size else WAN_SIZE
     shelf = _shelf(*folders)
-    if row.layout == "wan" and shelf.is_converted(row):
+    roomy = False
+    if row.layout == "wan":
         wants, free, host_free = shelves.reckon(row, width, height, device)
         roomy = wants.choose(free, host_free) == "whole"
-    else:
-        roomy = False  # it will be said what is missing first
     return shelves.serving(
         shelf,
         row,

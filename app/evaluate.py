@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from safetensors import SafetensorError
 
 from app.bench_engine import cpu_name
 from app.clip import replacing
@@ -24,6 +23,7 @@ from app.errors import AppError
 from app.evaluate_figures import Findings, doubtful, line, rows
 from app.evaluate_plots import write_plots
 from app.evaluate_report import Told, kept_notes, page
+from app.probe import read_probe
 from app.spread import Spreader
 from pipeline.codec import PocketCodec
 from pipeline.engine import Engine
@@ -160,13 +160,7 @@ def prepare(out: Path) -> Path:
 def ready_probe(wanted: Wanted, engine: Engine) -> tuple[Probe, str]:
     """The probe, and a sentence about where it came from."""
     if wanted.probe is not None:
-        try:
-            return load_probe(wanted.probe), f"It is `{wanted.probe}`."
-        except (OSError, RuntimeError, SafetensorError) as error:
-            what = "is not there" if isinstance(error, FileNotFoundError) else "is not a probe"
-            raise AppError(
-                "probe_unreadable", f"{wanted.probe} {what}.", "Name a probe's .safetensors, or leave --probe out."
-            ) from error
+        return read_probe(wanted.probe), f"It is `{wanted.probe}`."
     if wanted.probe_budget_s is None and EMBEDDED.is_file():
         return load_probe(EMBEDDED), f"It is the embedded one, {told_of(EMBEDDED)}."
     settings = StageSettings(budget_s=wanted.probe_budget_s or PROBE_BUDGET_S, learning_rate=2e-3, ema=0.99)

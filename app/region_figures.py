@@ -8,6 +8,9 @@ import numpy as np
 
 CHANGED = 8  # of 255: a difference that a person could see
 CHANGED_PIXELS = 12  # of a tile
+BEYOND = 2.5  # a draw held against three others passes this in 1 to 9 of 100 tiles, by the scene
+PREWITT = np.array([[1.0, 0.0, -1.0]] * 3) / 3
+GMSD_CALM = 170.0  # gradients below its root count as alike
 
 
 def over_pixels(mask_HW: np.ndarray, tile: int = 32) -> np.ndarray:
@@ -55,6 +58,25 @@ def ssim(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | Non
     return float(np.mean(values))
 
 
+def gmsd(one: np.ndarray, other: np.ndarray, area_HW: np.ndarray) -> float | None:
+    """Gradient magnitude similarity deviation (Xue et al. 2014) of the grey pictures over an area; 0 is equal."""
+    if not area_HW.any():
+        return None
+
+    def slope(picture_HWC: np.ndarray) -> np.ndarray:
+        grey = cv2.blur(picture_HWC.mean(-1, dtype=np.float64), (2, 2))[::2, ::2]
+        across, down = (cv2.filter2D(grey, -1, kernel) for kernel in (PREWITT, PREWITT.T))
+        steep: np.ndarray = np.hypot(across, down)
+        return steep
+
+    small, values = area_HW[::2, ::2], []
+    for a_HWC, b_HWC in zip(one, other, strict=True):
+        a, b = slope(a_HWC), slope(b_HWC)
+        similar = (2 * a * b + GMSD_CALM) / (a * a + b * b + GMSD_CALM)
+        values.append(similar[small].std())
+    return float(np.mean(values))
+
+
 def ratio(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or not theirs else ours / theirs
 
@@ -93,6 +115,31 @@ def true_change(frames: np.ndarray, stood_on_HWC: np.ndarray, tile: int = 32) ->
     tiles = differs.reshape(count, height // tile, tile, width // tile, tile).sum((2, 4))
     changed: np.ndarray = (tiles >= CHANGED_PIXELS).any(0)
     return changed
+
+
+def true_motion(draws: list[np.ndarray], shown_HWC: np.ndarray, tile: int = 32) -> np.ndarray:
+    """Tiles that moved, as told by several draws of one chunk from one state, and not just drawn afresh.
+
+    What is shown must differ from the draws' mean by what a person could see, in CHANGED_PIXELS of a tile, and by
+    BEYOND times as much as the draws differ from each other there.
+    """
+    assert len(draws) > 1, "one draw does not say what is chance"
+    values = np.stack(draws).astype(np.float32)
+    total, others = values.sum(0), len(draws) - 1
+    means = [(total - one) / others for one in values]
+
+    def tail(one: np.ndarray, mean_THWC: np.ndarray) -> np.ndarray:
+        """By picture and tile, the difference that CHANGED_PIXELS of its pixels reach."""
+        differs = np.abs(one - mean_THWC).max(-1)
+        count, height, width = differs.shape
+        cells = differs.reshape(count, height // tile, tile, width // tile, tile).transpose(0, 1, 3, 2, 4)
+        reached: np.ndarray = np.partition(cells.reshape(*cells.shape[:3], -1), -CHANGED_PIXELS)[..., -CHANGED_PIXELS]
+        return reached
+
+    chance = np.mean([tail(one, mean_THWC) for one, mean_THWC in zip(values, means, strict=True)], (0, 1))
+    change = np.mean([tail(shown_HWC, mean_THWC) for mean_THWC in means], 0)
+    moved: np.ndarray = (change > np.maximum(CHANGED, BEYOND * chance)).any(0)
+    return moved
 
 
 def recall_and_precision(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float | None, float | None]:

@@ -16,8 +16,9 @@ import psutil
 
 from app.errors import AppError
 from pipeline.config import WanModel
+from pipeline.downloads import WAN_TEXT, WAN_TINY, WAN_VAE, Download
 from pipeline.memory import Plan, amount, plan
-from pipeline.models import BASES, WAN_TEXT, WAN_TINY, WAN_VAE, Download, Family
+from pipeline.models import BASES, Family
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,18 @@ EngineFactory = Callable[[Trace], EngineLike]
 
 @dataclass(frozen=True)
 class LoadEngine:
-    """The real engine's factory; it pickles, and imports torch only when called."""
+    """The real engine's factory; it pickles, and imports torch only when called.
+
+    steps: denoise passes, evenly spaced; None: those of the model. step_cache: what `Engine` takes.
+    """
 
     model: Path | WanModel | None
     device: str
     threads: int
     loras: tuple[Path, ...] = ()
     lora_strength: float = 1.0
+    steps: int | None = None
+    step_cache: float = 0.0
 
     def __call__(self, trace: Trace) -> EngineLike:
         import torch
@@ -77,7 +82,7 @@ class LoadEngine:
             raise AppError(
                 "device_unusable", f"This machine cannot compute on {self.device!r}.", "Choose cpu, or run the doctor."
             ) from error
-        engine: EngineLike = Engine.load(
+        engine = Engine.load(
             self.model,
             device=self.device,
             threads=self.threads,
@@ -85,7 +90,13 @@ class LoadEngine:
             loras=self.loras,
             lora_strength=self.lora_strength,
         )
-        return engine
+        engine.step_cache = self.step_cache
+        if self.steps is not None:
+            from pipeline.training.guided import with_steps
+
+            engine.config = with_steps(engine.config, self.steps)
+        made: EngineLike = engine
+        return made
 
 
 def usable_cores() -> int:

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 import typer
 from matplotlib import pyplot
 
-from app.bench_regions import TOLD
+from app.bench_regions import READ, TOLD
+
+LIMITS = {"psnr_active": 27.0, "ssim_active": 0.93, "static_error_ratio": 1.2}  # the last: at most
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    told = [name for name in TOLD if any(row[name] is not None for row in rows)]
+    told = [name for name in (*TOLD, *READ) if any(row.get(name) is not None for row in rows)]
     lines = [_row("scenario", *(name.replace("_", " ") for name in told)), _row("---", *("---:" for _ in told))]
     for row in rows:
-        cells = ("" if row[name] is None else f"{row[name]:.2f}" for name in told)
+        cells = ("" if row.get(name) is None else f"{row[name]:.2f}" for name in told)
         lines.append(_row(row["scenario"] or f"{row['size']}, {row['mode']}", *cells))
     return "\n".join(lines)
 
@@ -39,6 +41,18 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_quality(rows: list[dict[str, Any]], path: Path) -> None:
+    """Likeness of the active area by scenario, beside what it must reach."""
+    told = [row for row in rows if row.get("psnr_active") is not None]
+    figure, both = pyplot.subplots(1, 3, figsize=(11, 0.4 * len(told) + 1.2), sharey=True)
+    for axes, (name, least) in zip(both, LIMITS.items(), strict=True):
+        axes.barh([row["scenario"][:24] for row in told], [row.get(name) or 0 for row in told], color="#38b6ff")
+        axes.axvline(least, color="black", linewidth=1)
+        axes.set_title(name.replace("_", " "))
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -49,6 +63,9 @@ def main(folder: Path, paths: Annotated[list[Path], typer.Argument(exists=True, 
     if given:
         plot(given, folder / "region-speed.png")
         print(table(given), end="\n\n")
+    scenarios = [row for row in rows if row["mode"] not in ("given mask", "carry")]
+    if any(row.get("psnr_active") is not None for row in scenarios):
+        plot_quality(scenarios, folder / "region-quality.png")
     print(table([row for row in rows if row["mode"] not in ("given mask", "carry")]), end="\n\n")
     print(table([row for row in rows if row["mode"] == "carry"]))
 

@@ -1,7 +1,6 @@
 """Whether Controls and a source can be drawn at all, before anything of the stream changes. Knows no stream."""
 
 import re
-from math import isfinite
 from typing import get_args
 
 import numpy as np
@@ -59,7 +58,7 @@ def check(config: ModelConfig, controls: Controls, source_THWC: np.ndarray | Non
 
 
 def _within(value: object, most: float) -> bool:
-    return isinstance(value, int | float) and isfinite(value) and 0 <= value <= most
+    return isinstance(value, int | float) and 0 <= value <= most
 
 
 def _check_prompt(controls: Controls, config: ModelConfig) -> None:

@@ -24,6 +24,7 @@ from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from
 from pipeline.state import StreamState
+from pipeline.step_cache import StepCache
 from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
 from pipeline.text import Text
@@ -53,8 +54,10 @@ class Engine:
         trace: Trace = no_trace,
         loras: Sequence[Path] = (),
         lora_strength: float = 1.0,
+        step_cache: float = 0.0,
     ) -> None:
         self.device, self.trace = torch.device(device), trace
+        self.step_cache = step_cache  # threshold of `StepCache`, for schedules of many passes; 0 computes each
         self.codec = codec.place(self.device)
         self.text = text.place(self.device)
         self.student = student.to(self.device)
@@ -176,7 +179,10 @@ class Engine:
                 state.decoder.forget_tiles()
             return None
         key = (state.wording.version, tuple(sigmas), controls.structure, frames_TCHW is None)
-        return Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+        plan = Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+        if plan.anew and plan.tiles is not None:
+            state.regions.forget(plan.tiles.tokens(self.config.grid), state.cache.written)
+        return plan
 
     def _encode(
         self, state: StreamState, controls: Controls, frames_TCHW: Tensor, plan: Plan | None
@@ -207,6 +213,8 @@ class Engine:
         if plan is not None:
             attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
         writer = None if config.cache.clean_pass or not sigmas else len(sigmas) - 1
+        # Regions keep the keys of every pass, so none is left out with them.
+        cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -219,6 +227,9 @@ class Engine:
                     if isinstance(attend, RegionAttention):
                         attend.step = first + step
                         attend.choose(tiles)
+                    if cached is not None:
+                        timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
+                        return cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
                     return self.student.predict(noisy, sigma, text, attend, control, tiles)
 
             return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction)

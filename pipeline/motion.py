@@ -43,7 +43,7 @@ class Sensitivity:
         def between(low: float, high: float) -> float:
             return low + dial * (high - low)
 
-        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(3.0, 1.0)), between(0.08, 0.20), dial < 0.5)
+        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(1.8, 0.8)), between(0.08, 0.20), dial < 0.5)
 
 
 class SourceMotion:

@@ -31,6 +31,7 @@ class Plan:
     """mask_HW: tiles to compute, None: all. refreshed_HW: those of them that are computed for their age alone.
 
     sourced, probing: what the mask is made from, the source's pictures or the first pass; neither: it was painted.
+    anew: what is painted is to show another prompt, so that its past would only hold it back.
     """
 
     regions: RegionCache
@@ -41,6 +42,7 @@ class Plan:
     refreshed_HW: np.ndarray | None = None
     tiles: Tiles | None = None
     checked: bool = False
+    anew: bool = False
     sensitivity: Sensitivity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class Plan:
         cls, regions: RegionCache, dial: float, paint: str, key: tuple[object, ...], frames_TCHW: Tensor | None
     ) -> "Plan":
         """key: all that held values stand on besides their place. frames_TCHW: the source's pictures, -1 to 1."""
+        anew = bool(paint) and regions.ready and regions.key[:1] != key[:1]
         regions.since = regions.since + 1 if regions.ready and key == regions.key else 0
         regions.key = key
         sourced = frames_TCHW is not None
@@ -63,6 +66,7 @@ class Plan:
         if paint and regions.ready:
             painted = np.array([cell == "1" for cell in paint]).reshape(regions.age_HW.shape)
             plan._set(painted, np.zeros_like(painted))
+            plan.anew = anew
         return plan
 
     def see(self, estimate_TCHW: Tensor) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -95,7 +96,8 @@ class Prompts:
             part.replace(path)
         except (OSError, SafetensorError) as error:  # a full disk is no reason to stop a stream
             log.warning("%s cannot be kept: %s", path, error)
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
 
     def _path(self, prompt: str) -> Path | None:
         if self._folder is None:

@@ -53,14 +53,20 @@ class RegionCache:
         self.source = SourceMotion(device, config.height, config.width)
         self.probe = ProbeMotion(device, (config.codec.latent_channels, *config.latent_size), config.tiles)
         self.per_latent = config.codec.frames
+        self.known_from_N = torch.zeros(config.tokens_per_frame, dtype=torch.int64, device=device)
         self.key: tuple[object, ...] = ()
         self.since, self.ready = 0, False
 
     def reset(self) -> None:
         self.age_HW[:] = 0
+        self.known_from_N.zero_()
         self.source.reset()
         self.probe.reset()
         self.key, self.since, self.ready = (), 0, False
+
+    def forget(self, tokens_N: Tensor, before: int) -> None:
+        """Nobody looks at these tokens' past any more: they are to show something else."""
+        self.known_from_N[tokens_N] = before
 
     def keep(self, clean_BTCHW: Tensor, tiles: Tiles | None) -> Tensor:
         """Take a chunk's clean latents, a column where `tiles` are chosen. Returns those of the whole chunk.
@@ -137,7 +143,17 @@ class RegionAttention(CachedAttention):
     ) -> None:
         super().__init__(cache, student, grid, chunk)
         self.regions, self.grid, self.sigmas, self.step = regions, grid, tuple(sigmas), 0
+        numbers = torch.tensor(cache.numbers(), dtype=torch.int64, device=regions.known_from_N.device)
+        known = (numbers[:, None] >= regions.known_from_N).flatten()
+        self._known = None if bool(known.all()) else known.nonzero()[:, 0]
         self.choose(None)
+
+    def past(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Without what was forgotten."""
+        keys, values = super().past(layer)
+        if self._known is None:
+            return keys, values
+        return keys.index_select(1, self._known), values.index_select(1, self._known)
 
     def choose(self, tiles: Tiles | None) -> None:
         """From now on the tokens of these tiles alone are handed in; None: all of them."""

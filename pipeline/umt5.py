@@ -60,9 +60,9 @@ def cleaned(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int = 16) -> Umt5:
+def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int = 16, places: int = PLACES) -> Umt5:
     """From the folders text_encoder and tokenizer of a Wan repo in diffusers' layout; bits: of the layers' weights, 16
-    or 8.
+    or 8. places: tokens at which a prompt is cut.
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `text_encoder_mismatch`.
     """
@@ -83,7 +83,7 @@ def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int =
             "weights_damaged", f"{file} cannot be read as a tokenizer.", "Pull the model again."
         ) from error
     words.no_padding()
-    words.enable_truncation(PLACES)
+    words.enable_truncation(places)
     with torch.device("meta"):
         network = UMT5EncoderModel(UMT5Config.from_dict(told)).eval().requires_grad_(False)
     wanted = network.state_dict()

@@ -8,7 +8,9 @@
 const HISTORY_KEY = "stillstream.prompts";
 const HISTORY_LENGTH = 20;
 const SLIDERS = ["strength", "structure"]; // of the camera
-const DIALS = ["regions"]; // sliders that need no camera
+const DIALS = ["regions", "lora_strength"]; // sliders that need no camera
+const COUNTS = ["glide_chunks", "steps"];
+const CHOICES = ["transition", "lora"];
 const SLIDER_EVERY_MS = 120;
 const LARGEST_SEED = 2 ** 31 - 1;
 
@@ -18,7 +20,21 @@ const oneLine = (text) => text.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const $ = (id) => document.getElementById(id);
 
 export class Controls extends EventTarget {
-  wishes = { prompt: "", seed: 7, strength: 0.6, structure: 0, regions: 0, paint: "", paused: false, camera: false };
+  wishes = {
+    prompt: "",
+    seed: 7,
+    strength: 0.6,
+    structure: 0,
+    regions: 0,
+    paint: "",
+    transition: "cut",
+    glide_chunks: 4,
+    steps: 0,
+    lora: "",
+    lora_strength: 1,
+    paused: false,
+    camera: false,
+  };
   #touched = new Set();
   #history = readHistory();
   #place = -1; // in the history; -1: a text of one's own
@@ -37,7 +53,8 @@ export class Controls extends EventTarget {
     });
     $("seed").addEventListener("change", () => this.#setSeed($("seed").valueAsNumber));
     $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
-    for (const name of [...SLIDERS, ...DIALS]) $(name).addEventListener("input", () => this.#slide(name));
+    for (const name of [...SLIDERS, ...DIALS, ...COUNTS]) $(name).addEventListener("input", () => this.#slide(name));
+    for (const name of CHOICES) $(name).addEventListener("change", () => this.set({ [name]: $(name).value }));
     this.#draw();
   }
 
@@ -50,8 +67,17 @@ export class Controls extends EventTarget {
     if (!$("prompt").value && document.activeElement !== $("prompt")) $("prompt").value = this.wishes.prompt;
     if (model) $("structure-part").hidden = !model.structure;
     if (model) $("regions-part").hidden = !model.tiles;
+    if (model) $("steps-part").hidden = !model.any_steps;
+    if (model) this.#offer(model.loras ?? []);
     if (model?.examples) this.#list($("examples"), model.examples);
     this.#draw();
+  }
+
+  /** The low-rank weights that can be worn; one that is gone is no wish any more. */
+  #offer(names) {
+    $("lora-part").hidden = names.length === 0;
+    $("lora").replaceChildren(new Option("none", ""), ...names.map((name) => new Option(name, name)));
+    if (!names.includes(this.wishes.lora)) this.wishes.lora = "";
   }
 
   /** The text in the box, where it differs from the prompt that was last sent. */
@@ -127,6 +153,12 @@ export class Controls extends EventTarget {
     }
     $("earlier").hidden = this.#history.length === 0;
     this.#list($("history"), this.#history);
+    for (const name of COUNTS) {
+      $(name).value = this.wishes[name];
+      $(`${name}-value`).value = this.wishes[name] || "the model's own";
+    }
+    for (const name of CHOICES) $(name).value = this.wishes[name];
+    $("glide-part").hidden = this.wishes.transition !== "glide";
     this.#count();
   }
 

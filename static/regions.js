@@ -7,6 +7,8 @@
 const $ = (id) => document.getElementById(id);
 const COMPUTED = "#38b6ff55";
 const PAINTED = "#ffc83877";
+const BRUSH = "#ffffff66";
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class Regions {
   #rows = 0;
@@ -16,6 +18,7 @@ export class Regions {
   #painting = false;
   #adding = true; // a stroke adds, or takes away where it began on a painted tile
   #tinting = false;
+  #brush = 0; // the tile that the keys are at
 
   /** onPaint(mask) is called after each stroke. */
   constructor(onPaint) {
@@ -27,6 +30,7 @@ export class Regions {
     $("paint").addEventListener("click", () => {
       this.#painting = !this.#painting;
       this.#draw();
+      if (this.#painting) $("tiles").focus();
     });
     $("unpaint").addEventListener("click", () => {
       this.#painted.clear();
@@ -39,6 +43,8 @@ export class Regions {
       this.#stroke(event);
     });
     canvas.addEventListener("pointermove", (event) => event.buttons && this.#stroke(event));
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+    for (const change of ["focus", "blur"]) canvas.addEventListener(change, () => this.#draw());
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.#tell());
   }
 
@@ -48,6 +54,7 @@ export class Regions {
     if (rows === this.#rows && columns === this.#columns) return;
     this.#rows = rows;
     this.#columns = columns;
+    this.#brush = 0;
     this.#painted.clear();
     Object.assign($("tiles"), { width: columns, height: rows });
     this.#draw();
@@ -82,6 +89,25 @@ export class Regions {
     this.#draw();
   }
 
+  /** Arrow keys go from tile to tile, space paints or wipes. */
+  #key(event) {
+    const step = STEPS[event.key];
+    if (!this.#painting || !(step || event.key === " ")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const columns = this.#columns;
+    if (step) {
+      const row = Math.min(this.#rows - 1, Math.max(0, Math.floor(this.#brush / columns) + step[0]));
+      this.#brush = row * columns + Math.min(columns - 1, Math.max(0, (this.#brush % columns) + step[1]));
+      this.#draw();
+    } else {
+      this.#painted[this.#painted.has(this.#brush) ? "delete" : "add"](this.#brush);
+      this.#tell();
+    }
+    const place = `Row ${Math.floor(this.#brush / columns) + 1}, column ${(this.#brush % columns) + 1}`;
+    $("brush").value = `${place}: ${this.#painted.has(this.#brush) ? "painted" : "not painted"}.`;
+  }
+
   #tell() {
     const cells = Array.from({ length: this.#rows * this.#columns }, (_, tile) => (this.#painted.has(tile) ? "1" : "0"));
     this.onPaint(this.#painted.size ? cells.join("") : "");
@@ -92,6 +118,7 @@ export class Regions {
     const canvas = $("tiles");
     canvas.hidden = !(this.#tinting || this.#painting || this.#painted.size) || !this.#columns;
     canvas.classList.toggle("painting", this.#painting);
+    canvas.tabIndex = this.#painting ? 0 : -1;
     $("tint").setAttribute("aria-pressed", String(this.#tinting));
     $("paint").setAttribute("aria-pressed", String(this.#painting));
     const pen = canvas.getContext("2d");
@@ -100,6 +127,9 @@ export class Regions {
       const at = [tile % this.#columns, Math.floor(tile / this.#columns), 1, 1];
       if (this.#tinting && this.#computed[tile] === "1") Object.assign(pen, { fillStyle: COMPUTED }).fillRect(...at);
       if (this.#painted.has(tile)) Object.assign(pen, { fillStyle: PAINTED }).fillRect(...at);
+      if (this.#painting && tile === this.#brush && document.activeElement === canvas) {
+        Object.assign(pen, { fillStyle: BRUSH }).fillRect(...at);
+      }
     }
   }
 }

@@ -22,6 +22,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.sampler import clean_from, draw_noise
 from pipeline.state import StreamState
+from pipeline.step_cache import StepCache
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
 from pipeline.training.settings import StudentSettings
@@ -51,8 +52,9 @@ class GuidedTeacher(Engine):
         *,
         steps: int = STEPS,
         guidance: float = StudentSettings().guidance,
+        step_cache: float = 0.0,
     ) -> None:
-        super().__init__(with_steps(config, steps), codec, text, student)
+        super().__init__(with_steps(config, steps), codec, text, student, step_cache=step_cache)
         self.guidance, self.words = guidance, text
 
     def open(self, seed: int) -> StreamState:
@@ -75,9 +77,10 @@ class GuidedTeacher(Engine):
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
+        cached = StepCache(self.student, self.step_cache, len(sigmas))
         for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)
-            out = self.student(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
+            out = cached(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
             told, free = clean_from(config.sampler.prediction, out, both, high).split(1)
             guided = free + self.guidance * (told - free)
             noisy = guided + low / high * (noisy - guided)

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from app.bench_regions import KEYS, run, speeds
+from app.bench_regions import KEYS, READ, run, speeds
+from app.region_free import free_run
 from app.region_scenes import scenes, shoot
 from pipeline.chunk import Controls
 from pipeline.codec import PocketCodec
@@ -13,6 +15,7 @@ from pipeline.config import CacheConfig
 from pipeline.engine import Engine
 from pipeline.student import Student
 from pipeline.text import TextEncoder
+from pipeline.training.probe import Probe
 from tests.app.tiny import TINY
 
 
@@ -44,3 +47,18 @@ def test_times_are_told_for_each_share_of_tiles(engine: Engine) -> None:
     rows = speeds(engine, "160x96", 1, (0.2, 1.0))
     assert [row["active_fraction"] for row in rows] == [0.2, 1.0]
     assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("follows", [False, True], ids=["text", "webcam"])
+def test_a_free_run_is_read_by_the_probe(engine: Engine, follows: bool) -> None:
+    torch.manual_seed(1)
+    found = free_run(engine, Probe().eval(), 0.5, 8, follows)
+    assert set(found) == set(READ)
+    assert all(value is not None and np.isfinite(value) for value in found.values())
+
+
+def test_a_dial_that_is_off_leaves_no_gap(engine: Engine) -> None:
+    torch.manual_seed(1)
+    found = free_run(engine, Probe().eval(), 0.0, 8, False)
+    assert found["probe_gap"] == found["motion_gap"] == 0
+    assert found["fd_ratio"] == 1

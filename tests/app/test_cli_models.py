@@ -10,12 +10,22 @@ from typer.testing import CliRunner, Result
 from app.cli_models import models, named
 from app.errors import AppError
 from pipeline.convert import convert
+from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
 from pipeline.models import BASES, FAMILIES, family
 from pipeline.student import Student
 from tests.app.hub import cached
 from tests.app.test_shelf import BYTES, tiny
 from tests.app.tiny import write_tiny_model
+
+PARTS_ON_DISK = {
+    WAN_TEXT.repo or "": {
+        "text_encoder/config.json": b"{}",
+        "tokenizer/tokenizer.json": b"{ }",
+        "vae/config.json": b"{  }",
+    },
+    WAN_TINY.repo or "": {WAN_TINY.files[0]: b"weights"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,16 +100,23 @@ def test_a_model_goes_from_pull_to_removal(folders: Path, monkeypatch: pytest.Mo
     from safetensors.torch import save
 
     cached(folders / "hub", row.repo or "", {row.files[0]: save(dict(student.model.state_dict()))})
+    assert code("pull", row.name, "--offline", "--accept-licence") == "model_not_pulled"
+    for repo, files in PARTS_ON_DISK.items():
+        cached(folders / "hub", repo, files)
     assert code("pull", row.name, "--offline") == "licence_not_accepted"
-    assert "hashes right" in said("pull", row.name, "--offline", "--accept-licence")
+    assert said("pull", row.name, "--offline", "--accept-licence").count("hashes right") == 4
     assert "Made " in said("convert", row.name)
     assert "converted" in said("list")
-    assert said("verify", row.name).count("right") == 2
+    assert said("verify", row.name).count("right") == 2 + 4
+    assert said("verify", "wan-tiny").count("right") == 1
     said("remove", row.name, answer="n\n")
     assert "converted" in said("list")
     assert "free again" in said("remove", row.name, "--yes")
     assert "converted" not in said("list")
     assert code("verify", row.name) == "model_not_pulled"
+    assert "wan-tiny (here)" in said("list")  # what others share stays until it is named
+    said("remove", "wan-text", "--yes")
+    assert "wan-text (not here), wan-vae (here)" in said("list")
 
 
 def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> None:
@@ -125,4 +142,4 @@ def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], beside=0))
     with pytest.raises(AppError) as not_yet:
         named(Path("longlive"), "cpu")
-    assert not_yet.value.code == "model_not_served"
+    assert not_yet.value.code == "model_not_converted"

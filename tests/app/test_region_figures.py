@@ -67,6 +67,31 @@ def test_a_tile_has_changed_once_a_person_could_see_it() -> None:
     assert np.array_equal(figures.true_change(changed, frames[0]), MASK)
 
 
+def test_motion_is_change_that_fresh_draws_of_the_chunk_agree_on() -> None:
+    draws = [pictures(seed) for seed in range(4)]
+    assert not figures.true_motion(draws, pictures(9)[-1]).any()
+    assert np.array_equal(figures.true_motion([brighter(draw, AREA, 40) for draw in draws], pictures(9)[-1]), MASK)
+
+
+def test_a_place_that_every_draw_shows_differently_has_not_moved() -> None:
+    draws = [brighter(pictures(seed), AREA, 40 * (seed % 2)) for seed in range(4)]
+    assert figures.true_change(draws[1], pictures(9)[-1])[1, 1]
+    assert not figures.true_motion(draws, pictures(9)[-1]).any()
+
+
+def test_gradient_similarity_minds_outlines_and_no_brightness() -> None:
+    frames = np.random.default_rng(0).integers(60, 160, (2, 8, 12, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    every = np.ones(frames.shape[1:3], bool)
+    soft = np.stack([figures.cv2.GaussianBlur(frame, (9, 9), 3) for frame in frames])
+    softer = np.stack([figures.cv2.GaussianBlur(frame, (21, 21), 7) for frame in frames])
+    found = [figures.gmsd(frames, other, every) for other in (frames, frames + np.uint8(20), soft, softer)]
+    assert found[0] == 0
+    assert found[1] == pytest.approx(0, abs=1e-6)
+    assert 0.02 < found[2] < found[3]  # type: ignore[operator]
+    assert figures.gmsd(frames, soft, every) == pytest.approx(figures.gmsd(soft, frames, every))
+    assert figures.gmsd(frames, soft, ~every) is None
+
+
 def test_recall_and_precision_count_tiles_over_all_chunks() -> None:
     every = np.ones_like(MASK)
     assert figures.recall_and_precision([(MASK, every)]) == (1, 1 / 6)

@@ -25,7 +25,18 @@ async def test_the_page_is_welcomed_with_the_model_and_the_defaults() -> None:
 
     assert welcome["model"]["width"] == CONFIG.width
     assert welcome["model"]["frames_per_chunk"] == CONFIG.frames_per_chunk
-    assert welcome["defaults"] == {"prompt": "a red ball", "seed": 7, "strength": 0.6, "structure": 0.0, "regions": 0.0}
+    assert welcome["defaults"] == {
+        "prompt": "a red ball",
+        "seed": 7,
+        "strength": 0.6,
+        "structure": 0.0,
+        "regions": 0.0,
+        "transition": "cut",
+        "glide_chunks": 4,
+        "steps": 0,
+        "lora": "",
+        "lora_strength": 1.0,
+    }
 
 
 async def test_an_offer_is_answered_and_the_first_chunk_is_made_before_media_connects() -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import StudentConfig
-from pipeline.models import BASES, WAN_TEXT, WAN_TINY, Family, family
+from pipeline.downloads import WAN_TEXT, WAN_TINY
+from pipeline.models import BASES, Family, family
 
 SHAPE = StudentConfig(
     num_attention_heads=2,

@@ -44,13 +44,15 @@ class Server:
 
 
 @contextmanager
-def serving(log_path: Path) -> Iterator[Server]:
+def serving(
+    log_path: Path, command: tuple[str, ...] = COMMAND, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
     """A warm server on a free port. Its log may hold no stack trace."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with log_path.open("wb") as log:
-        process = subprocess.Popen([*COMMAND, "--port", str(port)], stdout=log, stderr=log)
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log, env=environment)
     server = Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
 
     def ready() -> bool:

@@ -90,6 +90,20 @@ def test_the_camera_shows_up_in_the_picture_where_it_is_and_when(open_page: Open
     wait_until(follows, "a picture that follows the camera", 60, every_s=0.08)
 
 
+def test_tiles_are_painted_with_the_keys_alone(open_page: OpenPage) -> None:
+    viewer = open_page()
+    viewer.page.click("#start")
+    viewer.wait_for_state("live")
+    viewer.page.focus("#paint")
+    viewer.page.keyboard.press("Enter")
+    assert viewer.page.evaluate("document.activeElement.id") == "tiles"
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Space"):
+        viewer.page.keyboard.press(key)
+    assert viewer.page.inner_text("#brush") == "Row 2, column 3: painted."
+    viewer.page.keyboard.press("Space")
+    assert viewer.page.inner_text("#brush") == "Row 2, column 3: not painted."
+
+
 def test_closing_the_tab_frees_the_session(open_page: OpenPage, server: Server) -> None:
     viewer = open_page()
     viewer.page.click("#start")

@@ -212,6 +212,19 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("structure_invalid", {"structure": -0.01}),
     ("structure_invalid", {"structure": float("nan")}),
     ("structure_invalid", {"structure": "0.5"}),
+    ("transition_invalid", {"transition": "fade"}),
+    ("transition_invalid", {"transition": None}),
+    ("transition_invalid", {"glide_chunks": 0}),
+    ("transition_invalid", {"glide_chunks": 65}),
+    ("transition_invalid", {"glide_chunks": 2.5}),
+    ("steps_invalid", {"steps": 3}),
+    ("steps_invalid", {"steps": 9}),
+    ("steps_invalid", {"steps": -1}),
+    ("steps_invalid", {"steps": "4"}),
+    ("lora_unknown", {"lora": "style"}),
+    ("lora_invalid", {"lora_strength": 4.5}),
+    ("lora_invalid", {"lora_strength": float("nan")}),
+    ("lora_invalid", {"lora_strength": 10**400}),
 ]
 
 
@@ -256,6 +269,7 @@ def test_the_edges_of_every_range_are_allowed(engine: Engine, config: ModelConfi
         Controls(prompt="é" * 40),
         Controls(prompt="red", seed=0),
         Controls(prompt="red", seed=2**31 - 1),
+        Controls(prompt="red", steps=4, glide_chunks=64, lora_strength=4),
     ):
         assert np.isfinite(engine.step(engine.open(controls.seed), controls).latents_TCHW).all()
 

@@ -13,7 +13,8 @@ from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.motion import ProbeMotion
 from pipeline.plan import SETTLE, Plan
-from pipeline.student import Student
+from pipeline.region_cache import RegionAttention
+from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
 from pipeline.tiles import Tiles
 
@@ -190,6 +191,29 @@ def test_a_painted_mask_changes_the_painted_tiles_and_nothing_else(wide: Engine)
         )
         assert np.array_equal(chunk.frames_THWC[:, :, 128:], np.repeat(last.frames_THWC[-1:, :, 128:], 8, 0))
         last = chunk
+
+
+def test_a_new_prompt_in_a_painted_mask_is_not_held_back_by_what_was_there(wide: Engine) -> None:
+    """The past of the painted tiles is looked at no more, from then on alone and there alone."""
+    mask = np.zeros((4, 6), bool)
+    mask[1:3, 0:2] = True
+    painted = replace(RED, regions=0.0, paint="".join("1" if cell else "0" for cell in mask.flat))
+    state = wide.open(7)
+    for _ in range(2):
+        wide.step(state, painted)
+    assert state.regions is not None
+    assert not state.regions.known_from_N.any()
+    for _ in range(2):
+        wide.step(state, replace(painted, prompt="blue"))
+        assert np.array_equal(state.regions.known_from_N.view(4, 6).numpy(), 4 * mask)
+    attend = RegionAttention(state.cache, wide.student, wide.config.grid, wide.config.chunk, state.regions, (1.0,))
+    whole, _ = CachedAttention(state.cache, wide.student, wide.config.grid, wide.config.chunk).past(0)
+    numbers = np.array(state.cache.numbers())
+    seen = (numbers[:, None] >= 4 * mask.flatten()).flatten()
+    assert not seen.all()
+    assert torch.equal(attend.past(0)[0], whole[:, torch.from_numpy(seen)])
+    wide.reset(state, 7)
+    assert not state.regions.known_from_N.any()
 
 
 def test_a_camera_may_come_and_go_while_a_mask_is_painted(wide: Engine) -> None:

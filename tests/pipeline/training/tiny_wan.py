@@ -27,7 +27,9 @@ def write_tiny_wan(folder: Path) -> None:
     UMT5EncoderModel(shape).save_pretrained(folder / "text_encoder")
     known = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    known.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    known.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="$A </s>", special_tokens=[("</s>", WORDS.index("</s>"))]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=known, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )

@@ -1,0 +1,95 @@
+"""Forty chunks through the cache against a list that forgets nothing, for both ways to count positions."""
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import CacheConfig, ModelConfig
+from pipeline.kv_cache import KVCache
+from pipeline.student import CachedAttention, Student, attention, rotate
+from tests.pipeline.conftest import stir
+
+CHUNKS, TABLE = 40, 24
+
+
+class Everything:
+    """All keys and values there ever were; each look picks the frames that the rule names, one by one."""
+
+    def __init__(self, student: Student, config: ModelConfig) -> None:
+        self.student, self.config = student, config
+        self.frames: list[dict[int, tuple[Tensor, Tensor]]] = []
+        self.own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def places(self, chunk: int) -> tuple[list[int], list[int]]:
+        """Numbers and positions of what a chunk looks at, itself last."""
+        cache, now = self.config.cache, len(self.frames)
+        past = [number for number in range(now) if number < cache.sink or number >= now - cache.window]
+        numbers = past + list(range(now, now + chunk))
+        if cache.positions == "window":
+            return numbers, list(range(len(numbers)))
+        over = max(0, now + chunk - TABLE)
+        return numbers, [number if number < cache.sink else number - over for number in numbers]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens, chunk = self.config.tokens_per_frame, self.config.chunk
+        self.own[layer] = (k, v)
+        numbers, positions = self.places(chunk)
+        keys, values, queries = [], [], []
+        for number, position in zip(numbers, positions, strict=True):
+            row = self.student.rope_rows([position], self.config.grid)
+            own = number - len(self.frames)
+            part = slice(own * tokens, (own + 1) * tokens)
+            key, value = self.frames[number][layer] if own < 0 else (k[:, part], v[:, part])
+            keys.append(rotate(key, row))
+            values.append(value)
+            if own >= 0:
+                queries.append(rotate(q[:, part], row))
+        return attention(torch.cat(queries, 1), torch.cat(keys, 1), torch.cat(values, 1))
+
+    def commit(self) -> None:
+        tokens = self.config.tokens_per_frame
+        for offset in range(self.config.chunk):
+            part = slice(offset * tokens, (offset + 1) * tokens)
+            self.frames.append({layer: (k[:, part], v[:, part]) for layer, (k, v) in self.own.items()})
+
+
+@pytest.mark.parametrize("positions", ["window", "stream"])
+@pytest.mark.parametrize(("sink", "window", "chunk"), [(3, 6, 3), (0, 5, 1), (2, 3, 2)])
+def test_forty_chunks_equal_a_list_that_forgets_nothing(
+    config: ModelConfig, positions: Literal["window", "stream"], sink: int, window: int, chunk: int
+) -> None:
+    shape = replace(config.student, in_channels=4, control_channels=0, rope_max_seq_len=TABLE)
+    cache_config = CacheConfig(sink=sink, window=window, positions=positions)
+    config = replace(config, student=shape, chunk=chunk, cache=cache_config)
+    torch.manual_seed(0)
+    student = Student(shape).eval().requires_grad_(False)
+    stir(student, 0.2)
+    generator = torch.Generator().manual_seed(1)
+    text = student.text_kv(torch.randn(1, 6, shape.text_dim, generator=generator))
+    cache, naive = KVCache.of(config), Everything(student, config)
+    for index in range(CHUNKS):
+        latents = torch.randn(1, chunk, 4, *config.latent_size, generator=generator)
+        attend = CachedAttention(cache, student, config.grid, chunk)
+        ours = student.predict(latents, 0.7, text, attend)
+        theirs = student.predict(latents, 0.7, text, naive)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5, msg=f"chunk {index}")
+        attend.writing = True
+        student.predict(latents, 0.0, text, attend)
+        student.predict(latents, 0.0, text, naive)
+        cache.commit(chunk)
+        naive.commit()
+
+
+def test_the_two_ways_differ_only_once_there_is_a_gap_behind_the_sink() -> None:
+    def positions(rule: Literal["window", "stream"], written: int, limit: int = 1000) -> list[int]:
+        cache = KVCache(CacheConfig(sink=2, window=3, positions=rule), layers=1, tokens=1, heads=1, head_dim=2)
+        cache.commit(written)
+        return cache.positions(1, limit)
+
+    assert positions("stream", 5) == positions("window", 5) == [0, 1, 2, 3, 4, 5]
+    assert positions("window", 9) == [0, 1, 2, 3, 4, 5]
+    assert positions("stream", 9) == [0, 1, 6, 7, 8, 9]
+    assert positions("stream", 90, limit=12) == [0, 1, 8, 9, 10, 11]

@@ -1,0 +1,87 @@
+"""Wan's text encoder reads prompts as transformers does in a padded batch, and refuses what it is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import PipelineError
+from pipeline.umt5 import EightBitLinear, cleaned, fingerprint, load_umt5
+from tests.app.tiny_wan import write_text
+
+PROMPT = "a red ball bounces in the park"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_text(tmp_path)
+    return tmp_path
+
+
+def refused(folder: Path) -> PipelineError:
+    with pytest.raises(PipelineError) as error:
+        load_umt5(folder / "text_encoder", folder / "tokenizer")
+    assert "\n" not in error.value.message
+    return error.value
+
+
+def test_a_prompt_alone_is_what_transformers_makes_of_it_in_padding(folder: Path) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    reader = load_umt5(folder / "text_encoder", folder / "tokenizer")
+    network = UMT5EncoderModel(UMT5Config.from_dict(json.loads((folder / "text_encoder/config.json").read_text())))
+    values = {k: v for path in (folder / "text_encoder").glob("*.safetensors") for k, v in load_file(path).items()}
+    network.load_state_dict(values | {"encoder.embed_tokens.weight": values["shared.weight"]})
+    ids = [*reader.tokenizer.encode(PROMPT).ids]
+    assert ids[-1] == 1  # Wan's prompts end with </s>
+    padded = torch.tensor([ids + [0] * (20 - len(ids))])
+    with torch.no_grad():
+        theirs = network.eval()(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state[0]
+    torch.testing.assert_close(reader.read(PROMPT), theirs[: len(ids)], atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_are_cleaned_as_in_training_and_long_ones_cut(folder: Path) -> None:
+    assert cleaned("  a &amp;amp; b\n\tc ") == "a & b c"
+    reader = load_umt5(folder / "text_encoder", folder / "tokenizer")
+    assert reader.read("red " * 900).shape == (512, 32)
+    assert reader.read("").shape == (1, 32)
+
+
+def test_eight_bits_are_close_to_sixteen(folder: Path) -> None:
+    full, small = (load_umt5(folder / "text_encoder", folder / "tokenizer", bits=bits) for bits in (16, 8))
+    assert sum(isinstance(layer, EightBitLinear) for layer in small.network.modules()) == 2 * 7
+    likeness = torch.cosine_similarity(full.read(PROMPT), small.read(PROMPT), dim=-1)
+    assert 0.995 < likeness.min() < 1
+
+
+def test_the_fingerprint_changes_with_weights_and_bits(folder: Path) -> None:
+    def seen(bits: int = 16) -> str:
+        return fingerprint(folder / "text_encoder", folder / "tokenizer", bits)
+
+    before = seen()
+    assert before == seen() and before != seen(8)
+    path = folder / "text_encoder" / "model-00001-of-00002.safetensors"
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    assert seen() != before
+
+
+def test_each_wrong_folder_is_refused_in_one_sentence(folder: Path) -> None:
+    encoder, first = folder / "text_encoder", folder / "text_encoder" / "model-00001-of-00002.safetensors"
+    whole, values = first.read_bytes(), load_file(first)
+    save_file(dict(list(values.items())[1:]), first)
+    assert refused(folder).code == "text_encoder_mismatch"
+    assert "1 is missing" in refused(folder).message
+    first.write_bytes(whole[:1000])
+    assert refused(folder).code == "weights_damaged"
+    first.unlink()
+    assert refused(folder).code == "weights_missing"
+    told = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(told | {"model_type": "bert"}))
+    assert "a bert, not a umt5" in refused(folder).message
+    (encoder / "config.json").write_text(json.dumps(told))
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert refused(folder).code == "weights_damaged"
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    assert refused(folder).code == "weights_missing"
