@@ -193,8 +193,12 @@ class Student(nn.Module):
             if control_BTCHW is None:
                 control_BTCHW = latents_BTCHW.new_zeros(batch, frames, self.config.control_channels, *size)
             parts.append(control_BTCHW.to(latents_BTCHW))
-        embedded = self.model.patch_embedding(torch.cat(parts, 2).transpose(1, 2))
-        return embedded.flatten(2).transpose(1, 2)
+        # A product and not the convolution that it is: oneDNN's in bfloat16 reads beyond a picture one token wide.
+        _, p_h, p_w = self.config.patch_size
+        patches = torch.cat(parts, 2).unflatten(4, (-1, p_w)).unflatten(3, (-1, p_h))
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        embedding = self.model.patch_embedding
+        return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
 
     def time(self, timesteps_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Modulation of the layers (B, T, 6, D) and of the head (B, T, 1, D)."""
