@@ -92,7 +92,7 @@ class LoadEngine:
         )
         engine.step_cache = self.step_cache
         if self.steps is not None:
-            from pipeline.training.guided import with_steps
+            from pipeline.sampler import with_steps
 
             engine.config = with_steps(engine.config, self.steps)
         made: EngineLike = engine

@@ -29,7 +29,8 @@ def main(
     calm_openmp(1)
     from pipeline.chunk import Controls
     from pipeline.engine import Engine
-    from pipeline.training.guided import GuidedTeacher, load_teacher, with_steps
+    from pipeline.sampler import with_steps
+    from pipeline.training.guided import GuidedTeacher, load_teacher
 
     student = Engine.load(model, threads=1)
     parts = (student.codec, student.text, student.student)

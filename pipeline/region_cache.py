@@ -146,14 +146,19 @@ class RegionAttention(CachedAttention):
         numbers = torch.tensor(cache.numbers(), dtype=torch.int64, device=regions.known_from_N.device)
         known = (numbers[:, None] >= regions.known_from_N).flatten()
         self._known = None if bool(known.all()) else known.nonzero()[:, 0]
+        self._known_past: dict[int, tuple[Tensor, Tensor]] = {}
         self.choose(None)
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         """Without what was forgotten."""
-        keys, values = super().past(layer)
         if self._known is None:
-            return keys, values
-        return keys.index_select(1, self._known), values.index_select(1, self._known)
+            return super().past(layer)
+        if layer in self._known_past:
+            return self._known_past[layer]
+        keys, values = (part.index_select(1, self._known) for part in super().past(layer))
+        if self._keeps:
+            self._known_past[layer] = keys, values
+        return keys, values
 
     def choose(self, tiles: Tiles | None) -> None:
         """From now on the tokens of these tiles alone are handed in; None: all of them."""

@@ -7,12 +7,13 @@ Knows nothing of caches, codecs or prompts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import SamplerConfig
+from pipeline.config import ModelConfig, SamplerConfig
 
 
 def shifted(position: float, shift: float) -> float:
@@ -20,14 +21,24 @@ def shifted(position: float, shift: float) -> float:
     return shift * position / (1 + (shift - 1) * position)
 
 
+def even_steps(count: int) -> tuple[int, ...]:
+    """Positions of `count` passes, evenly spaced before the shift."""
+    return tuple(round(1000 * (1 - step / count)) for step in range(count))
+
+
+def with_steps(config: ModelConfig, count: int) -> ModelConfig:
+    """The same model with so many passes a chunk, evenly spaced."""
+    return replace(config, sampler=replace(config.sampler, steps=even_steps(count), first_steps=()))
+
+
 def levels(config: SamplerConfig, *, first: bool = False, count: int = 0) -> list[float]:
     """Sigma of each denoise pass, from noise to clean.
 
     first: of a stream's first chunk. count: so many passes instead of the model's own, evenly spaced before the shift.
     """
-    steps: tuple[float, ...] = config.first_steps if first and config.first_steps else config.steps
+    steps = config.first_steps if first and config.first_steps else config.steps
     if count and count != len(steps):
-        steps = tuple(1000 * (count - place) / count for place in range(count))
+        steps = even_steps(count)
     return [shifted(step / 1000, config.shift) for step in steps]
 
 

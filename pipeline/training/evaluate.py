@@ -18,9 +18,9 @@ from torch import Tensor
 from pipeline.chunk import Chunk, Controls
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
+from pipeline.sampler import with_steps
 from pipeline.training import world
 from pipeline.training.asks import Ask
-from pipeline.training.guided import with_steps
 from pipeline.training.measures import (
     SCORED,
     agreement,

@@ -5,7 +5,6 @@ Each row has its own past, as in training, where a clip without a caption has no
 It shows how good a few steps could be. It is far too slow for a live stream, and follows no camera.
 """
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +19,7 @@ from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
-from pipeline.sampler import clean_from, draw_noise
+from pipeline.sampler import clean_from, draw_noise, with_steps
 from pipeline.state import StreamState
 from pipeline.step_cache import StepCache
 from pipeline.student import CachedAttention, Student
@@ -29,15 +28,6 @@ from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import Denoiser
 
 STEPS = 50
-
-
-def even_steps(count: int) -> tuple[int, ...]:
-    """Positions of `count` passes, evenly spaced before the shift."""
-    return tuple(round(1000 * (1 - step / count)) for step in range(count))
-
-
-def with_steps(config: ModelConfig, count: int) -> ModelConfig:
-    return replace(config, sampler=replace(config.sampler, steps=even_steps(count)))
 
 
 class GuidedTeacher(Engine):

@@ -7,9 +7,10 @@ import torch
 from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from pipeline.kv_cache import KVCache
+from pipeline.sampler import with_steps
 from pipeline.step_cache import StepCache
 from pipeline.student import CachedAttention
-from pipeline.training.guided import GuidedTeacher, with_steps
+from pipeline.training.guided import GuidedTeacher
 
 
 def passes(engine: Engine, threshold: float, count: int = 8) -> tuple[list[torch.Tensor], StepCache]:

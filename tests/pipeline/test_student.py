@@ -15,6 +15,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.structure import CHANNELS
 from pipeline.student import CachedAttention, Student, attention, positions, rotate
 from pipeline.training.forcing import teacher_forced
+from pipeline.training.settings import pocket_config
 from tests.pipeline.conftest import stir
 
 
@@ -233,14 +234,12 @@ def test_no_two_cells_have_the_same_position() -> None:
     assert torch.cdist(cells, cells).fill_diagonal_(1).min() > 0.1
 
 
-def test_a_column_of_single_tokens_embeds_in_bfloat16_as_in_single_precision(student: Student) -> None:
+def test_a_column_of_single_tokens_embeds_in_bfloat16_as_in_single_precision() -> None:
     """Chosen tiles that are one token wide: a library's convolution answered these with what lay in memory."""
-    channels = student.config.in_channels - student.config.position_channels - student.config.control_channels
-    for number in range(30):
-        latents = torch.randn(2, 2, channels, 12, 2, generator=torch.Generator().manual_seed(number))
-        spoilt = [torch.full((size,), 1e30) for size in (64, 256, 576, 1152, 4096)]
-        del spoilt  # memory that the next answer may come to lie in
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    torch.manual_seed(0)
+    student = Student(replace(pocket_config().student, num_layers=1)).requires_grad_(False)
+    for number in range(20):
+        latents = torch.randn(2, 2, 32, 120, 2, generator=torch.Generator().manual_seed(number))
+        with torch.autocast("cpu", torch.bfloat16):
             made = student.embed(latents).float()
-        with torch.no_grad():
-            torch.testing.assert_close(made, student.embed(latents), atol=0.05, rtol=0.05)
+        torch.testing.assert_close(made, student.embed(latents), atol=0.05, rtol=0.05)

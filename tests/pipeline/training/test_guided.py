@@ -10,7 +10,8 @@ import torch
 from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
-from pipeline.training.guided import GuidedTeacher, even_steps, load_teacher, with_steps
+from pipeline.sampler import even_steps, with_steps
+from pipeline.training.guided import GuidedTeacher, load_teacher
 from pipeline.training.teacher import Denoiser
 
 
