@@ -73,13 +73,14 @@ class TextConfig:
 class SamplerConfig:
     """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes.
 
-    prediction: what the transformer puts out: the flow (Wan), or the clean latents (a narrow model has no room to carry
-    the noise through). first_steps: those of a stream's first chunk, where they are others. any_steps: whether the
-    model was trained for any number of passes, so that a viewer may choose it.
+    prediction: what the transformer puts out: the flow (Wan); or the clean latents (a narrow model has no room to carry
+    the noise through); or those and, in one channel more, a gate: how much of the latent frame before the chunk stays,
+    so that what stands still is not drawn anew. first_steps: those of a stream's first chunk, where they are others.
+    any_steps: whether the model was trained for any number of passes, so that a viewer may choose it.
     """
 
     shift: float = 3.0
-    prediction: Literal["flow", "clean"] = "flow"
+    prediction: Literal["flow", "clean", "gated"] = "flow"
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     first_steps: tuple[int, ...] = ()
     any_steps: bool = False
@@ -153,6 +154,9 @@ class ModelConfig:
             raise ValueError(
                 f"latents, positions and control have {channels} channels, the student {student.in_channels}"
             )
+        out_channels = self.codec.latent_channels + (self.sampler.prediction == "gated")
+        if student.out_channels != out_channels:
+            raise ValueError(f"the student puts out {student.out_channels} channels, its prediction has {out_channels}")
         if student.control_channels not in (0, STRUCTURE_CHANNELS):
             raise ValueError(f"control_channels is {student.control_channels}; structure has {STRUCTURE_CHANNELS}")
 

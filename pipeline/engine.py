@@ -215,6 +215,8 @@ class Engine:
         writer = None if config.cache.clean_pass or not sigmas else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
+        newest = None if state.past is None or (plan is not None and plan.anew) else state.past.newest()
+        last_BTCHW = None if newest is None else newest[None, None]
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -232,7 +234,8 @@ class Engine:
                         return cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
                     return self.student.predict(noisy, sigma, text, attend, control, tiles)
 
-            return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction)
+            before = last_BTCHW if last_BTCHW is None or tiles is None else tiles.gather(last_BTCHW)
+            return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction, before)
 
         if plan is None or not plan.probing:
             clean = passes(0, None, source, plan.tiles if plan else None)

@@ -62,9 +62,19 @@ def clean_from_flow(noisy: Tensor, flow: Tensor, sigma: float | Tensor) -> Tenso
     return noisy - sigma * flow
 
 
-def clean_from(prediction: str, out: Tensor, noisy: Tensor, sigma: float | Tensor) -> Tensor:
-    """Clean latents, from what the transformer put out: the flow, or the clean latents themselves."""
-    return out if prediction == "clean" else clean_from_flow(noisy, out, sigma)
+def clean_from(
+    prediction: str, out: Tensor, noisy: Tensor, sigma: float | Tensor, last: Tensor | None = None
+) -> Tensor:
+    """Clean latents, from what the transformer put out: the flow, the clean latents themselves, or those and a gate.
+
+    last: the latent frame before, (B, 1, C, h, w) or one for each frame, which a gate lets through; None: none is.
+    """
+    if prediction == "flow":
+        return clean_from_flow(noisy, out, sigma)
+    if prediction == "clean":
+        return out
+    clean, gate = out[:, :, :-1], out[:, :, -1:]
+    return clean if last is None else torch.lerp(clean, last.expand_as(clean), gate.sigmoid())
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:
@@ -79,11 +89,13 @@ def denoise(
     sigmas: list[float],
     source: Tensor | None = None,
     prediction: str = "flow",
+    last: Tensor | None = None,
 ) -> Tensor:
     """Run the denoise passes; returns clean latents.
 
     student(noisy, sigma, step): puts out what `prediction` names. noise(step): fresh unit noise of one step.
     source: clean latents to begin from; needed when sigmas do not start at 1. No sigmas: the source comes back.
+    last: see `clean_from`.
     """
     if source is None:
         assert sigmas and sigmas[0] == 1.0, "denoising without a source starts from pure noise"
@@ -92,5 +104,5 @@ def denoise(
         clean = source
     for step, sigma in enumerate(sigmas):
         noisy = mix(clean, noise(step), sigma)
-        clean = clean_from(prediction, student(noisy, sigma, step), noisy, sigma)
+        clean = clean_from(prediction, student(noisy, sigma, step), noisy, sigma, last)
     return clean

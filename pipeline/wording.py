@@ -69,6 +69,10 @@ class PastLatents:
         for number, latent_CHW in enumerate(clean_TCHW, self.cache.written - len(clean_TCHW)):
             self.latents_NCHW[self.cache.slot(number)] = latent_CHW
 
+    def newest(self) -> Tensor | None:
+        """The latest of them, (C, h, w); None at a stream's beginning."""
+        return self.latents_NCHW[self.cache.slot(self.cache.written - 1)] if self.cache.written else None
+
     def read(self) -> Tensor:
         """In the order of their positions, (T, C, h, w)."""
         return self.latents_NCHW[self.cache.slots()]

@@ -1,8 +1,9 @@
 """The encoded training clips: latents of world scenes on disk, and the scenes they show, to caption anew at each use.
 
 A clip's first chunk is the stream's opening; in half of the clips time jumps after it, as it does between the sink and
-the window of a long stream. In a quarter of them some attributes change at a chunk border: what a prompt change looks
-like. The mover stays on its path then, and begins anew in the middle if its motion is what changed.
+the window of a long stream. In four of ten some attributes change at a chunk border, in half of those nearly all of
+them: what a prompt change looks like. The mover stays on its path then, and begins anew in the middle if its motion
+is what changed.
 A share of the clips shows free scenes; these come with their structure, and the others with none: structure control is
 learnt where nothing else tells where things are, and dropped everywhere else.
 Clips of one chunk are openings: what things look like, at a seventh of a clip's work.
@@ -28,7 +29,8 @@ from pipeline.training.autoencoder import item_rng
 from pipeline.training.footage import Footage
 
 CHUNKS = 4
-SWITCH_SHARE = 0.25
+SWITCH_SHARE = 0.4
+WHOLE_SWITCH_SHARE = 0.5
 JUMP_SHARE = 0.5
 JUMP_LIMIT = 120  # chunks
 FREE_SHARE = 0.3
@@ -45,7 +47,9 @@ def clip_plan(
     starts_s = [place * chunk_s + (jump_s if place else 0.0) for place in range(chunks)]
     if chunks > 1 and rng.random() < SWITCH_SHARE:
         other = world.sample_scene(rng)
-        names = [name for name in ("subject", "colour", "motion", "place", "style") if rng.random() < 0.5] or ["place"]
+        share = 0.9 if rng.random() < WHOLE_SWITCH_SHARE else 0.5
+        every = ("subject", "colour", "motion", "place", "style")
+        names = [name for name in every if rng.random() < share] or ["place"]
         if "motion" in names and other.motion != scene.motion:
             names.append("speed")
         changed = replace(scene, **{name: getattr(other, name) for name in names})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
+from pipeline.sampler import clean_from
 from pipeline.student import Student, TextKV, attention, rotate
 
 
@@ -69,6 +70,36 @@ def forced(
     if control_BTCHW is not None:
         control_BTCHW = torch.cat([control_BTCHW[:, : clean.shape[1]], control_BTCHW], 1)
     return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend, control_BTCHW)[:, clean.shape[1] :]
+
+
+def said(
+    student: Student,
+    past_BTCHW: Tensor,
+    noisy_BTCHW: Tensor,
+    sigmas_BK: Tensor,
+    text: TextKV,
+    config: ModelConfig,
+    control_BTCHW: Tensor | None = None,
+) -> Tensor:
+    """The clean latents that a student names for every chunk, each on the past before it. Single precision."""
+    out = teacher_forced(student, past_BTCHW, noisy_BTCHW, sigmas_BK, text, config, control_BTCHW).float()
+    return clean_chunks(out, past_BTCHW, noisy_BTCHW, sigmas_BK, config)
+
+
+def clean_chunks(
+    out_BTCHW: Tensor, past_BTCHW: Tensor, noisy_BTCHW: Tensor, sigmas_BK: Tensor, config: ModelConfig
+) -> Tensor:
+    """The same, from what the transformer put out. A gate lets through the past's last frame before each chunk."""
+    kind, each, sigmas = config.sampler.prediction, config.chunk, per_frame(sigmas_BK, config)
+    last = past_BTCHW[:, each - 1 : -each : each].repeat_interleave(each, 1)
+    first = clean_from(kind, out_BTCHW[:, :each], noisy_BTCHW[:, :each], sigmas[:, :each])
+    others = clean_from(kind, out_BTCHW[:, each:], noisy_BTCHW[:, each:], sigmas[:, each:], last)
+    return torch.cat([first, others], 1)
+
+
+def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
+    """A value per chunk -> broadcastable over the latents of its frames."""
+    return values_BK.repeat_interleave(config.chunk, 1)[:, :, None, None, None]
 
 
 def for_both(part: Tensor, past: int) -> Tensor:

@@ -26,6 +26,7 @@ from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
 from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import Denoiser
+from pipeline.wording import PastLatents
 
 STEPS = 50
 
@@ -49,7 +50,8 @@ class GuidedTeacher(Engine):
 
     def open(self, seed: int) -> StreamState:
         cache = KVCache.of(self.config, batch=2, device=self.device)
-        return StreamState(cache, CodecMemory(), CodecMemory(), seed)
+        past = PastLatents(cache, (self.config.codec.latent_channels, *self.config.latent_size), self.device)
+        return StreamState(cache, CodecMemory(), CodecMemory(), seed, past=past)
 
     def _read_prompt(self, state: StreamState, controls: Controls) -> None:
         prompt = controls.prompt
@@ -68,10 +70,13 @@ class GuidedTeacher(Engine):
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
         cached = StepCache(self.student, self.step_cache, len(sigmas))
+        assert state.past is not None, "a teacher's stream remembers its latents"
+        newest = state.past.newest()
+        last = None if newest is None else newest[None, None]
         for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)
             out = cached(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
-            told, free = clean_from(config.sampler.prediction, out, both, high).split(1)
+            told, free = clean_from(config.sampler.prediction, out, both, high, last).split(1)
             guided = free + self.guidance * (told - free)
             noisy = guided + low / high * (noisy - guided)
         with self.trace("cache"):

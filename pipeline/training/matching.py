@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from, levels, mix
-from pipeline.student import TextKV
+from pipeline.sampler import levels, mix
 from pipeline.training.clips import CHUNKS, Clips
-from pipeline.training.forcing import teacher_forced
+from pipeline.training.forcing import per_frame, said
 from pipeline.training.loop import Trainer
-from pipeline.training.rollout import roll_out
+from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import MatchingSettings
-from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels, per_frame
+from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels
 
 LOWEST, HIGHEST = 0.05, 0.98
 WHOLE_SHARE = 0.25  # of the later chunks of a rollout that holds tiles
@@ -74,10 +73,6 @@ def train_matching(
     pair.train()
     streams, most = settings.streams, len(levels(config.sampler))
 
-    def said(denoiser: Denoiser, past: Tensor, noisy: Tensor, sigmas: Tensor, text: TextKV) -> Tensor:
-        out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config).float()
-        return clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
-
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         _, prompts, *_ = clips.batch(step + 2 * 10**6, streams)
@@ -93,18 +88,18 @@ def train_matching(
         learns = step >= settings.critic_alone
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             with torch.set_grad_enabled(learns):
-                made = _scored(pair.student, words, seeds, passes.tolist(), longer, config, masks)
+                made = roll_out_clip(pair.student.student, words, seeds, passes.tolist(), longer, config, masks)
             past = made.detach()
             sigmas = noise_levels(streams, CHUNKS, config.sampler.shift, generator).clamp(LOWEST, HIGHEST).to(device)
             noisy = mix(past, torch.randn(past.shape, generator=generator).to(device), per_frame(sigmas, config))
-            fake = said(pair.critic, past, noisy, sigmas, pair.critic.student.text_kv(words))
+            fake = said(pair.critic.student, past, noisy, sigmas, pair.critic.student.text_kv(words), config)
             scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
             critic_loss = ((fake - past) / scale).square().mean()
             if not learns:
                 return critic_loss, {"critic": critic_loss.item()}
             with torch.no_grad():
                 named, plain = (teacher.student.text_kv(each) for each in (words, bare))
-                told, free = (said(teacher, past, noisy, sigmas, text) for text in (named, plain))
+                told, free = (said(teacher.student, past, noisy, sigmas, text, config) for text in (named, plain))
                 real = free + settings.guidance * (told - free)
         grouped = (part.unflatten(1, (CHUNKS, -1)).flatten(0, 1) for part in (made, real, fake.detach()))
         student_loss = towards_the_teacher(*grouped)
@@ -134,23 +129,3 @@ def random_masks(tiles: tuple[int, int], chunks: int, generator: torch.Generator
         whole = not masks or torch.rand((), generator=generator) < WHOLE_SHARE
         masks.append(None if whole else mask_HW)
     return masks
-
-
-def _scored(
-    student: Denoiser,
-    words: Tensor,
-    seeds: list[int],
-    passes: list[int],
-    longer: int,
-    config: ModelConfig,
-    masks: list[np.ndarray | None],
-) -> Tensor:
-    """Roll out and return the clip that is scored, (B, CHUNKS * T, C, h, w): the first chunk and the newest.
-
-    The chunks between are made without gradients, under the second chunk's words.
-    """
-    grouped = words.unflatten(0, (-1, CHUNKS))
-    texts = [student.student.text_kv(grouped[:, at].contiguous()) for at in range(CHUNKS)]
-    with_between = [texts[0], *[texts[1]] * longer, *texts[1:]]
-    chunks = roll_out(student.student, with_between, seeds, passes, config, masks)
-    return torch.cat([chunks[0], *chunks[1 + longer :]], 1)

@@ -38,7 +38,7 @@ def roll_out(
     sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
     size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
     regions = RegionCache(config, batch=len(seeds), device=device) if masks else None
-    chunks = []
+    chunks: list[Tensor] = []
     for index, (text, count) in enumerate(zip(texts, passes, strict=True)):
         attend, tiles = CachedAttention(cache, student, config.grid, config.chunk), None
         if regions is not None:
@@ -68,10 +68,33 @@ def roll_out(
             with torch.set_grad_enabled(learning and step == count - 1):
                 return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
 
-        clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction)
+        last = chunks[-1][:, -1:].detach() if chunks else None
+        if last is not None and tiles is not None:
+            last = tiles.gather(last)
+        clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction, last)
         with torch.no_grad():
             attend.writing = True
             student(clean.detach(), torch.zeros(1, 1, device=device), text, look, None, tiles)
             cache.commit(config.chunk)
         chunks.append(clean if regions is None else regions.keep(clean, tiles))
     return chunks
+
+
+def roll_out_clip(
+    student: Student,
+    words_BLD: Tensor,
+    seeds: Sequence[int],
+    passes: Sequence[int],
+    longer: int,
+    config: ModelConfig,
+    masks: Sequence[np.ndarray | None] = (),
+) -> Tensor:
+    """Roll out and return a clip of what the cache remembers at the end, (B, T, C, h, w): the first and newest chunks.
+
+    words: those of each chunk of the clip, a stream's together. longer: so many chunks lie between the clip's first and
+    its others; they are made without gradients, under the second one's words.
+    """
+    with_text = [student.text_kv(each.contiguous()) for each in words_BLD.unflatten(0, (len(seeds), -1)).unbind(1)]
+    with_between = [with_text[0], *[with_text[1]] * longer, *with_text[1:]]
+    chunks = roll_out(student, with_between, seeds, passes, config, masks)
+    return torch.cat([chunks[0], *chunks[1 + longer :]], 1)

@@ -95,6 +95,8 @@ class TeacherSettings(StageSettings):
 @dataclass(frozen=True, config=_STRICT)
 class StudentSettings(StageSettings):
     """guidance: how far beyond its words the teacher is led; the student learns it in.
+    rolled: share of the steps with whole clips whose past the student makes itself, in streams of up to `longest`
+    chunks, half of which change their prompt near the end.
     target: where the teacher's guided walk ends (`endpoint`), or what the student says of it two steps down
     (`consistency`).
     """
@@ -103,6 +105,8 @@ class StudentSettings(StageSettings):
     clips: Count = 5
     guidance: Annotated[float, Field(ge=1)] = 2.0
     target: Target = "endpoint"
+    rolled: Annotated[float, Field(ge=0, le=1)] = 0.5
+    longest: Annotated[int, Field(ge=4)] = 32
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -136,10 +140,10 @@ def pocket_config() -> ModelConfig:
         examples=EXAMPLES,
         codec=CodecConfig(latent_channels=32),
         student=StudentConfig(
-            in_channels=32 + 12 + CHANNELS, out_channels=32, position_channels=12, control_channels=CHANNELS
+            in_channels=32 + 12 + CHANNELS, out_channels=32 + 1, position_channels=12, control_channels=CHANNELS
         ),
         text=TextConfig(words=captions.WORDS),
-        sampler=SamplerConfig(prediction="clean"),
+        sampler=SamplerConfig(prediction="gated"),
     )
 
 

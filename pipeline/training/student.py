@@ -1,10 +1,11 @@
 """Stage 3: the few-step student, by distilling where the teacher's guided trajectories end.
 
 Each of the student's passes is trained on what it meets at inference: the passes before it are run first, on the same
-noise schedule, and their answer is noised again. From that very point the frozen teacher walks down its guided
-trajectory in small Euler steps, and the student learns to name the end in one pass. Who names the target is a setting:
-the teacher alone, all the way down, so that nothing the student says can pull it away; or the teacher for a few steps
-and then the student itself (consistency), which costs a fraction and is anchored where the last walks end.
+noise schedule, and their answer is noised again; the past of a share of the clips is what the student itself streamed,
+long after its first chunk, and the prompt may just have changed. From that very point the frozen teacher walks down its
+guided trajectory in small Euler steps, and the student learns to name the end in one pass. Who names the target is a
+setting: the teacher alone, all the way down, so that nothing the student says can pull it away; or the teacher for a
+few steps and then the student itself (consistency), which costs a fraction and is anchored where the last walks end.
 Source: knowledge distillation of samplers (Luhman and Luhman 2021) with classifier-free guidance inside (Meng et al.
 2023), gathered on the student's own trajectory (DAgger, Ross et al. 2011), on flow matching, chunk by chunk;
 consistency distillation (Song et al. 2023) from the online weights (Song and Dhariwal 2024).
@@ -18,14 +19,16 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from, levels, mix, shifted
+from pipeline.sampler import levels, mix, shifted
 from pipeline.student import TextKV
 from pipeline.training.clips import Clips
-from pipeline.training.forcing import teacher_forced
+from pipeline.training.forcing import said
 from pipeline.training.loop import Trainer
+from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import MOVER_WEIGHT, Denoiser, Sample, average, compiled, drop_structure, imperfect_past
 
+MOVED = 0.3  # root mean square of a cell's channels: what moved that far from the frame before counts as a mover
 WALK_STEPS = 8
 CONSISTENT_STEPS = 2  # of a walk's steps: from one of four levels to the next
 PART_WAY_LOWEST = 0.2
@@ -45,8 +48,7 @@ def clean_said(
     """The clean latents that a denoiser names for every chunk at one level."""
     chunks = noisy.shape[1] // config.chunk
     sigmas = torch.full((len(noisy), chunks), sigma, device=noisy.device)
-    out = teacher_forced(denoiser.student, past, noisy, sigmas, text, config, control).float()
-    return clean_from(config.sampler.prediction, out, noisy, sigma)
+    return said(denoiser.student, past, noisy, sigmas, text, config, control)
 
 
 def walk(sigma: float, shift: float) -> list[float]:
@@ -70,6 +72,41 @@ def guided_end(
         guided = start + guidance * (told(noisy, high) - start)
         noisy = guided + low / high * (noisy - guided)
     return noisy if named is None or low == 0 else named(noisy, low)
+
+
+def changing(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
+    """Every other clip's prompts, with those of the clip after it from some chunk on, but the first."""
+    clips = [prompts[at : at + per_clip] for at in range(0, len(prompts), per_clip)]
+    borders = torch.randint(1, per_clip, (len(clips),), generator=generator).tolist()
+    others = [*clips[1:], clips[0]]
+    changed = [
+        clip[:border] + other[:1] * (per_clip - border) if place % 2 == 0 else clip
+        for place, (clip, other, border) in enumerate(zip(clips, others, borders, strict=True))
+    ]
+    return [prompt for clip in changed for prompt in clip]
+
+
+def rolled_past(
+    denoiser: Denoiser, words: Tensor, known: Tensor, longest: int, config: ModelConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Clips as the student streams them, of lengths up to `longest` chunks, short ones more often; and which of their
+    chunks can be told from those before them in the clip."""
+    count, chunks = known.shape
+    share = torch.rand((), generator=generator).item()
+    longer = round((longest - chunks + 1) ** share) - 1
+    seeds = torch.randint(2**31, (count,), generator=generator).tolist()
+    passes = [len(levels(config.sampler))] * (chunks + longer)
+    known = torch.ones_like(known)
+    known[:, 1] = float(longer == 0)
+    return roll_out_clip(denoiser.student, words, seeds, passes, longer, config), known
+
+
+def moved(past: Tensor, target: Tensor, config: ModelConfig) -> Tensor:
+    """Cells that the target changes from the past's last frame before each chunk, (B, T, h, w), of 0 and 1."""
+    each = config.chunk
+    last = past[:, each - 1 : -each : each].repeat_interleave(each, 1)
+    far = (target[:, each:] - last).square().mean(2).sqrt() > MOVED
+    return torch.cat([torch.zeros_like(far[:, :each]), far], 1).float().cpu()
 
 
 def train_student(
@@ -97,12 +134,14 @@ def train_student(
         generator = torch.Generator().manual_seed(step)
         data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
         clean, prompts, known, control, movers = data.batch(step + 10**6, count)
-        clean, control = clean.to(device), control.to(device)
-        tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
+        clean, control, rolled = clean.to(device), control.to(device), False
         # One turn in five starts part-way from a real picture, as a webcam stream does.
         turn = step // 2 % (len(sigmas) + 1)
         part_way = PART_WAY_LOWEST + (1 - PART_WAY_LOWEST) * torch.rand((), generator=generator).item()
         passes = sigmas[: turn + 1] if turn < len(sigmas) else [part_way]
+        if turn < len(sigmas) and step % 2 and torch.rand((), generator=generator) < settings.rolled:
+            rolled, prompts, control = True, changing(prompts, data.chunks, generator), torch.zeros_like(control)
+        tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
         if turn == len(sigmas):
             levels_BK = torch.full(known.shape, part_way, device=device)
             control = drop_structure(control, levels_BK, config, generator)
@@ -115,7 +154,10 @@ def train_student(
                 words = denoiser.text(tokens)
                 named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
                 text, latents = denoiser.student.text_kv(words), clean
-                past = imperfect_past(denoiser, clean, text, control, config, generator)
+                if rolled:
+                    past, known = rolled_past(denoiser, words, known, settings.longest, config, generator)
+                else:
+                    past = imperfect_past(denoiser, clean, text, control, config, generator)
 
                 def says(who: Denoiser, text: TextKV) -> Said:
                     return lambda noisy, sigma: clean_said(who, past, noisy, sigma, text, control, config)
@@ -127,6 +169,8 @@ def train_student(
                 target = guided_end(
                     told, free, noisy, passes[-1], config.sampler.shift, settings.guidance, own if consistent else None
                 )
+                if rolled:
+                    movers = moved(past, target, config)
             text = denoiser.student.text_kv(words)
             made = clean_said(denoiser, past, noisy, passes[-1], text, control, config)
         heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)

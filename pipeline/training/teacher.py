@@ -1,7 +1,8 @@
 """Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on an imperfect past.
 
 What a stream remembers is what the model drew, soft and a little off. So in half of the clips the past is drawn by the
-model itself, from the true chunks noised, and the target stays the true one: it learns to put right what it sees.
+model itself, from the true chunks noised, and the target stays the true one: it learns to put right what it sees. A
+model with a gate is asked to let stand what stands still, too, where the past is only a little off.
 Source: resampling of the history (Resampling Forcing, 2025), noised history (Diffusion Forcing, 2024).
 
 One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from, mix
+from pipeline.sampler import mix
 from pipeline.student import Student, TextKV
 from pipeline.text import TextEncoder
 from pipeline.training.clips import Clips
-from pipeline.training.forcing import teacher_forced
+from pipeline.training.forcing import per_frame, said
 from pipeline.training.loop import Trainer, can_compile
 from pipeline.training.settings import TeacherSettings
 
@@ -29,6 +30,8 @@ DRAWN_LOWEST = 0.5
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
 OUTLINES_SEEN = 0.75
+GATE_START = -2.0
+STILL, NEAR = 0.05, 0.4  # root mean squares of a cell's channels: hardly changed, and not far off
 MOVER_WEIGHT = 4.0  # on top of 1: what a place looks like in detail is chance, and would drown the mover
 
 
@@ -48,6 +51,9 @@ class Denoiser(nn.Module):
             nn.init.zeros_(block.attn1.to_out[0].weight)
             nn.init.zeros_(block.attn2.to_out[0].weight)
         nn.init.zeros_(self.student.model.proj_out.weight)
+        if config.sampler.prediction == "gated":  # at first little of the frame before comes through
+            with torch.no_grad():
+                self.student.model.proj_out.bias.view(-1, config.student.out_channels)[:, -1] = GATE_START
         if config.student.control_channels:  # a model that is told no structure is the same as one that knows none
             with torch.no_grad():
                 self.student.model.patch_embedding.weight[:, -config.student.control_channels :] = 0
@@ -88,8 +94,7 @@ def drawn(
     low, chunks = DRAWN_LOWEST, clean.shape[1] // config.chunk
     sigmas = (low + (1 - low) * torch.rand(len(clean), 1, generator=generator)).expand(-1, chunks).to(clean.device)
     noisy = mix(clean, torch.randn(clean.shape, generator=generator).to(clean.device), per_frame(sigmas, config))
-    out = teacher_forced(denoiser.student, clean, noisy, sigmas, text, config, control).float()
-    return clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
+    return said(denoiser.student, clean, noisy, sigmas, text, config, control)
 
 
 def imperfect_past(
@@ -100,12 +105,29 @@ def imperfect_past(
     config: ModelConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest."""
-    past = noised_past(clean, generator)
+    """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest.
+
+    With a gate only true: a noised frame is none to keep.
+    """
+    past = clean.clone() if config.sampler.prediction == "gated" else noised_past(clean, generator)
     if clean.shape[1] > config.chunk:  # an opening has no past
         others = [tuple(part.unflatten(0, (len(clean), -1))[::2].flatten(0, 1) for part in pair) for pair in text]
         past[::2] = drawn(denoiser, clean[::2], others, control[::2], config, generator)
     return past
+
+
+def held(clean: Tensor, past: Tensor, config: ModelConfig) -> Tensor:
+    """Clips as a gate should leave them: a cell that stands still stays as the past before its chunk has it.
+
+    Not where that is far from the truth: there it is to be put right.
+    """
+    each = config.chunk
+    true, seen = (clips[:, each - 1 : -each : each].repeat_interleave(each, 1) for clips in (clean, past))
+    stands, near = (
+        (part.square().mean(2, keepdim=True).sqrt() < limit)
+        for part, limit in ((clean[:, each:] - true, STILL), (seen - true, NEAR))
+    )
+    return torch.cat([clean[:, :each], torch.where(stands & near, seen, clean[:, each:])], 1)
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -119,11 +141,6 @@ def drop_structure(control: Tensor, sigmas_BK: Tensor, config: ModelConfig, gene
     picture may come without."""
     keep = (torch.rand(sigmas_BK.shape, generator=generator) < 0.5).to(sigmas_BK.device)
     return control * per_frame((keep | (sigmas_BK > OUTLINES_SEEN)).float(), config)
-
-
-def per_frame(values_BK: Tensor, config: ModelConfig) -> Tensor:
-    """A value per chunk -> broadcastable over the latents of its frames."""
-    return values_BK.repeat_interleave(config.chunk, 1)[:, :, None, None, None]
 
 
 def noise_levels(count: int, chunks: int, shift: float, generator: torch.Generator) -> Tensor:
@@ -166,11 +183,12 @@ def train_teacher(
         tokens = teacher.text.tokenize(drop_captions(prompts, data.chunks, generator)).to(device)
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
-            noisy = mix(clean, noise, per_frame(sigmas, config))
             past = imperfect_past(teacher, clean, text, control, config, generator)
-            out = teacher_forced(teacher.student, past, noisy, sigmas, text, config, control).float()
+            if config.sampler.prediction == "gated":
+                clean = held(clean, past, config)
+            noisy = mix(clean, noise, per_frame(sigmas, config))
+            made = said(teacher.student, past, noisy, sigmas, text, config, control)
         # The error of the flow; near the clean end a clean prediction's would count without bound.
-        made = clean_from(config.sampler.prediction, out, noisy, per_frame(sigmas, config))
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
         weight = (per_frame(known, config) * (1 + MOVER_WEIGHT * movers[:, :, None])).to(device).expand_as(clean)
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()

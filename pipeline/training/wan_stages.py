@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from, levels, mix
+from pipeline.sampler import levels, mix
 from pipeline.student import Student
-from pipeline.training.forcing import for_both, forced
+from pipeline.training.forcing import clean_chunks, for_both, forced, per_frame
 from pipeline.training.loop import Loss
 from pipeline.training.parallel import Ranks
 from pipeline.training.precomputed import Batch, Precomputed
 from pipeline.training.settings import WanStageSettings
 from pipeline.training.student import PART_WAY_LOWEST, Said, guided_end
-from pipeline.training.teacher import NO_CAPTION_SHARE, SIGMA_FLOOR, noise_levels, noised_past, per_frame
+from pipeline.training.teacher import NO_CAPTION_SHARE, SIGMA_FLOOR, noise_levels, noised_past
 
 Noise = Callable[[], Tensor]
 
@@ -51,7 +51,7 @@ class Forced(nn.Module):
         text = model.condition_embedder.text_embedder(text_BKLD.flatten(0, 1).to(kind))
         laid_out = TextInLayer(self.student, text, sigmas_BK.shape[1] - 1)
         out = forced(self.student, past_BTCHW.to(kind), noisy_BTCHW.to(kind), sigmas_BK, laid_out, config)
-        return clean_from(config.sampler.prediction, out.float(), noisy_BTCHW, per_frame(sigmas_BK, config))
+        return clean_chunks(out.float(), past_BTCHW, noisy_BTCHW, sigmas_BK, config)
 
 
 def teaching(model: Forced, data: Precomputed, settings: WanStageSettings, ranks: Ranks) -> Loss:

@@ -1,6 +1,7 @@
 """A tiny real model: every size small, every mechanism there."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ def student(config: ModelConfig) -> Student:
 
 
 @pytest.fixture(scope="session")
+def gated(config: ModelConfig, student: Student) -> tuple[ModelConfig, Student]:
+    """The same sizes with a gate, half open for some cells and shut for others."""
+    shape = replace(config.student, out_channels=config.student.out_channels + 1)
+    torch.manual_seed(3)
+    made = Student(shape).eval().requires_grad_(False)
+    stir(made, 0.2)
+    return replace(config, student=shape, sampler=replace(config.sampler, prediction="gated")), made
+
+
+@pytest.fixture(scope="session")
 def codec(config: ModelConfig) -> PocketCodec:
     torch.manual_seed(1)
     made = PocketCodec(config.codec).eval().requires_grad_(False)
@@ -81,3 +92,8 @@ def text(config: ModelConfig) -> TextEncoder:
 @pytest.fixture(scope="session")
 def engine(config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: Student) -> Engine:
     return Engine(config, codec, text, student)
+
+
+@pytest.fixture(scope="session")
+def gated_engine(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
+    return Engine(gated[0], codec, text, gated[1])

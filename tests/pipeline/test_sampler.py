@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import SamplerConfig
-from pipeline.sampler import clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted
+from pipeline.sampler import clean_from, clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted
 
 WAN = SamplerConfig(shift=5.0, steps=(1000, 750, 500, 250))
 SHAPE = (1, 2, 4, 3, 5)
@@ -42,6 +42,17 @@ def test_clean_from_flow_undoes_mix(sigma: float) -> None:
     clean, noise = draw_noise(SHAPE, 1, 0, 0), draw_noise(SHAPE, 2, 0, 0)
     noisy = mix(clean, noise, sigma)
     torch.testing.assert_close(clean_from_flow(noisy, noise - clean, sigma), clean, atol=1e-6, rtol=0)
+
+
+def test_an_open_gate_keeps_the_frame_before_and_a_shut_one_the_answer() -> None:
+    answer, last = draw_noise(SHAPE, 1, 0, 0), draw_noise((1, 1, *SHAPE[2:]), 2, 0, 0)
+    gate = torch.full_like(answer[:, :, :1], 100.0)
+    gate[..., 0] = -100.0
+    out = torch.cat([answer, gate], 2)
+    made = clean_from("gated", out, answer, 0.5, last)
+    assert torch.equal(made[..., 0], answer[..., 0])
+    assert torch.equal(made[..., 1:], last.expand(SHAPE)[..., 1:])
+    assert torch.equal(clean_from("gated", out, answer, 0.5), answer), "a stream's first chunk has none before it"
 
 
 def test_mix_goes_from_clean_to_noise() -> None:

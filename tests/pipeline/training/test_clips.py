@@ -88,7 +88,7 @@ def test_a_change_of_scene_happens_once_and_keeps_the_layout(config: ModelConfig
             for name in ("subject", "colour", "motion", "speed", "place", "style")
             if getattr(first, name) != getattr(last, name)
         }
-    assert 45 < switches < 105
+    assert 90 < switches < 150
     assert changed == {"subject", "colour", "motion", "speed", "place", "style"}
 
 

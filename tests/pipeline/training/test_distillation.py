@@ -15,22 +15,26 @@ from pipeline.student import Student, TextKV
 from pipeline.training import student as student_stage
 from pipeline.training import teacher as teacher_stage
 from pipeline.training.clips import CHUNKS, Clips
-from pipeline.training.forcing import teacher_forced
+from pipeline.training.forcing import per_frame, said, teacher_forced
 from pipeline.training.loop import Loss, Trainer
 from pipeline.training.settings import StudentSettings, TeacherSettings
-from pipeline.training.student import guided_end, walk
+from pipeline.training.student import changing, guided_end, moved, rolled_past, walk
 from pipeline.training.teacher import (
+    GATE_START,
     Denoiser,
     drop_captions,
     drop_structure,
+    held,
     imperfect_past,
     noise_levels,
     noised_past,
-    per_frame,
 )
+from tests.pipeline.conftest import stir
 
 TEACHING = TeacherSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=6, clips=3)
-DISTILLING = StudentSettings(budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=3, clips=3)
+DISTILLING = StudentSettings(
+    budget_s=1, learning_rate=3e-3, warm_up_steps=1, ema=0.5, openings=3, clips=3, rolled=0.0, longest=5
+)
 # A data loader forks; norms under autocast take torch's plain way and say so once.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
@@ -71,9 +75,7 @@ def knowing(config: ModelConfig) -> Denoiser:
     """A teacher that says something: fresh ones start at zero."""
     torch.manual_seed(4)
     made = Denoiser(config)
-    for name, value in made.named_parameters():
-        if value.ndim > 1 and "scale_shift" not in name:
-            nn.init.normal_(value, std=0.15)
+    stir(made, 0.15)
     return made.eval().requires_grad_(False)
 
 
@@ -186,10 +188,9 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
         assert control.shape[2] == config.student.control_channels
         assert (sigmas == sigmas[0, 0]).all()
         asked.append((sigmas[0, 0].item(), noisy, torch.is_grad_enabled(), text[0][0]))
-        flow = (noisy - clean) / per_frame(sigmas, config)
-        return flow + 0 * student.model.proj_out.weight.sum()
+        return clean + 0 * student.model.proj_out.weight.sum()
 
-    monkeypatch.setattr(student_stage, "teacher_forced", exact)
+    monkeypatch.setattr(student_stage, "said", exact)
     monkeypatch.setattr(OneBatch, "turn", turn)
     monkeypatch.setattr(OneBatch, "steps", 1)
     student_stage.train_student(config, *data, knowing, tmp_path, DISTILLING)
@@ -212,6 +213,67 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
     for sigma, noisy, _, _ in walked:  # on the straight line from the first point to the clip
         torch.testing.assert_close((noisy - clean) * last[0], (last[1] - clean) * sigma, atol=1e-3, rtol=0)
     assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-2)
+
+
+@pytest.fixture
+def gated_knowing(gated: tuple[ModelConfig, Student]) -> Denoiser:
+    torch.manual_seed(4)
+    made = Denoiser(gated[0])
+    stir(made, 0.15)
+    return made.eval().requires_grad_(False)
+
+
+def test_on_its_own_streams_the_student_goes_downhill_towards_the_teacher(
+    gated_knowing: Denoiser,
+    gated: tuple[ModelConfig, Student],
+    data: tuple[Clips, Clips],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The frame before comes from the stream, and the gate learns with everything else."""
+    pasts = []
+    real = student_stage.rolled_past
+    monkeypatch.setattr(student_stage, "rolled_past", lambda *args: pasts.append(real(*args)) or pasts[-1])
+    student_stage.train_student(gated[0], *data, gated_knowing, tmp_path, replace(DISTILLING, rolled=1.0))
+    trainer = OneBatch.last
+    assert trainer.losses[-1] < 0.97 * trainer.losses[0]
+    assert len(pasts) == len(trainer.losses)
+    bias = trainer.module.get_parameter("student.model.proj_out.bias").grad
+    assert bias is not None and bias.unflatten(0, (-1, gated[0].student.out_channels))[:, -1].any()
+
+
+def test_a_rolled_past_is_the_students_own_stream_and_says_what_it_cannot_tell(config: ModelConfig) -> None:
+    torch.manual_seed(2)
+    denoiser = Denoiser(config)
+    words = denoiser.text(denoiser.text.tokenize(["red ball"] * 2 * CHUNKS))
+    lengths = set()
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            past, known = rolled_past(denoiser, words, torch.ones(2, CHUNKS), 9, config, generator)
+        assert past.shape == (2, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
+        assert known[:, [0, 2, 3]].all()
+        lengths.add(bool(known[0, 1]))
+    assert lengths == {True, False}
+
+
+def test_every_other_stream_goes_over_to_the_next_ones_prompt_after_its_first_chunk() -> None:
+    prompts = [name * 1 for name in "aaaabbbbccccdddd"]
+    for seed in range(8):
+        made = changing(prompts, 4, torch.Generator().manual_seed(seed))
+        clips = ["".join(made[at : at + 4]) for at in range(0, 16, 4)]
+        assert clips[1::2] == ["bbbb", "dddd"]
+        assert clips[0] in ("abbb", "aabb", "aaab")
+        assert clips[2] in ("cddd", "ccdd", "cccd")
+
+
+def test_a_mover_is_what_leaves_the_frame_before_its_chunk(config: ModelConfig) -> None:
+    past = torch.randn(1, 4, 4, 4, 6)
+    target = past[:, [1, 1, 1, 1]].clone()
+    target[:, 3, :, 2, 5] += 0.5
+    mask = moved(past, target, config)
+    assert mask.sum() == 1
+    assert mask[0, 3, 2, 5] == 1
 
 
 def test_guidance_goes_beyond_what_the_words_say() -> None:
@@ -243,6 +305,16 @@ def test_from_the_last_level_the_teacher_walks_to_the_end_alone() -> None:
     clean = torch.randn(1, 2, 4, 4, 6)
     end = guided_end(lambda *_: clean, lambda *_: clean, torch.randn(clean.shape), 0.5, 3.0, 2.0, pytest.fail)
     torch.testing.assert_close(end, clean)
+
+
+def test_a_gate_begins_nearly_shut(gated: tuple[ModelConfig, Student]) -> None:
+    config, _ = gated
+    clean = torch.randn(2, 4, 4, 4, 6)
+    text = [(torch.zeros(4, 1, 2, 12),) * 2] * config.student.num_layers
+    made = said(Denoiser(config).student, clean, clean, torch.full((2, 2), 0.5), text, config)
+    share = torch.tensor(GATE_START).sigmoid()
+    assert torch.equal(made[0, :2], made[1, :2]), "a first chunk has nothing before it"
+    torch.testing.assert_close(made[:, 2:], torch.lerp(made[:, :2], clean[:, [1, 1]], share))
 
 
 def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:
@@ -330,3 +402,15 @@ def test_a_value_a_chunk_spreads_over_its_frames(config: ModelConfig) -> None:
     spread = per_frame(torch.tensor([[0.1, 0.9]]), config)
     assert spread.shape == (1, 4, 1, 1, 1)
     assert spread.flatten().tolist() == pytest.approx([0.1, 0.1, 0.9, 0.9])
+
+
+def test_what_stands_still_stays_as_the_past_has_it_unless_that_is_far_off(config: ModelConfig) -> None:
+    clean = torch.randn(1, 1, 4, 4, 6).expand(1, 6, 4, 4, 6).clone()
+    clean[:, 4:, :, 0, 0] += 1.0  # moves in the last chunk
+    past = clean + 0.1
+    past[:, :, :, 3, 5] += 1.0  # a ghost
+    target = held(clean, past, config)
+    assert torch.equal(target[:, :2], clean[:, :2])
+    assert torch.equal(target[..., 3, 5], clean[..., 3, 5])
+    assert torch.equal(target[:, 4:, :, 0, 0], clean[:, 4:, :, 0, 0])
+    torch.testing.assert_close(target[:, 2:, :, 1:3], past[:, [1, 1, 3, 3]][:, :, :, 1:3])

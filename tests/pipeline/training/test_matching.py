@@ -85,13 +85,13 @@ def test_rollouts_hold_random_tiles_where_it_is_asked_for(
 ) -> None:
     monkeypatch.setenv("PATH", "")  # as above
     masks: list[list[np.ndarray | None]] = []
-    roll_out = matching.roll_out
+    roll_out_clip = matching.roll_out_clip
 
     def watched(*args):  # type: ignore[no-untyped-def]
         masks.append(args[-1])
-        return roll_out(*args)
+        return roll_out_clip(*args)
 
-    monkeypatch.setattr(matching, "roll_out", watched)
+    monkeypatch.setattr(matching, "roll_out_clip", watched)
     both, settings = (knowing(config, 4), knowing(config, 5)), replace(SETTINGS, held=1.0)
     made = matching.train_matching(config, clips, *both, tmp_path, settings)
     assert all(value.isfinite().all() for value in made.state_dict().values())

@@ -8,7 +8,7 @@ from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
 from pipeline.student import TextKV
-from pipeline.training.rollout import roll_out
+from pipeline.training.rollout import roll_out, roll_out_clip
 
 PROMPTS = ("red ball", "blue ball")
 
@@ -17,8 +17,15 @@ def texts_of(engine: Engine, prompts: tuple[str, ...]) -> TextKV:
     return engine.student.text_kv(engine.text(engine.text.tokenize(list(prompts))))
 
 
-def test_a_rollout_of_many_streams_equals_each_live_stream(engine: Engine, config: ModelConfig) -> None:
+@pytest.fixture(params=["engine", "gated_engine"])
+def live(request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+def test_a_rollout_of_many_streams_equals_each_live_stream(live: Engine) -> None:
     """Past the wrap of the ring, with a prompt change on the way."""
+    engine, config = live, live.config
     with torch.no_grad():
         texts = [texts_of(engine, PROMPTS)] * 4 + [texts_of(engine, PROMPTS[::-1])] * 2
         chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 6, config)
@@ -30,20 +37,21 @@ def test_a_rollout_of_many_streams_equals_each_live_stream(engine: Engine, confi
             torch.testing.assert_close(chunk[row], live, atol=1e-4, rtol=1e-4)
 
 
-def test_a_rollout_with_held_tiles_equals_a_live_stream_that_holds_them(engine: Engine, config: ModelConfig) -> None:
+def test_a_rollout_with_held_tiles_equals_a_live_stream_that_holds_them(live: Engine) -> None:
     """The live stream's own masks: dense until it is warm, then what was painted."""
+    engine, config = live, live.config
     painted = Controls(PROMPTS[0], 3, regions=0.5, paint="001" + "011")
-    state, live = engine.open(3), []
+    state, made = engine.open(3), []
     for _ in range(7):
-        live.append(engine.step(state, painted))
-    masks = [chunk.active_HW for chunk in live]
+        made.append(engine.step(state, painted))
+    masks = [chunk.active_HW for chunk in made]
     assert masks[0] is None or masks[0].all()
     assert sum(mask is not None and 0 < mask.sum() < mask.size for mask in masks) >= 3
     masks = [None if mask is None or mask.all() else mask for mask in masks]
     with torch.no_grad():
         texts = [texts_of(engine, PROMPTS)] * 7
         chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 7, config, masks)
-    for chunk, seen in zip(chunks, live, strict=True):
+    for chunk, seen in zip(chunks, made, strict=True):
         torch.testing.assert_close(chunk[0], torch.from_numpy(seen.latents_TCHW), atol=1e-4, rtol=1e-4)
 
 
@@ -84,3 +92,15 @@ def test_only_the_last_pass_of_each_chunk_carries_the_gradient(
     for count in passes:
         expected += [False] * (count - 1) + [True, False]  # the cache pass comes last
     assert learning == expected
+
+
+def test_a_rolled_clip_is_the_sink_and_the_newest_chunks_of_a_longer_stream(live: Engine) -> None:
+    config, prompts = live.config, [*PROMPTS, PROMPTS[1], PROMPTS[0]]
+    passes = [len(config.sampler.steps)] * 7
+    with torch.no_grad():
+        words = live.text(live.text.tokenize(prompts * 2))
+        clip = roll_out_clip(live.student, words, [3, 8], passes, 3, config)
+    state, chunks = live.open(8), []
+    for prompt in (prompts[0], *[prompts[1]] * 4, *prompts[2:]):
+        chunks.append(torch.from_numpy(live.step(state, Controls(prompt, 8)).latents_TCHW))
+    torch.testing.assert_close(clip[1], torch.cat([chunks[0], *chunks[4:]]), atol=1e-4, rtol=1e-4)
