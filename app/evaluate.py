@@ -54,7 +54,7 @@ class Plan:
 
     clips: int = 48
     drift_frames: int = 20000
-    streams: int = 8
+    streams: int = 12
     long_streams: int = 2
     probe_clips: int = 256
     codec_clips: int = 24

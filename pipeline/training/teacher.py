@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.sampler import mix
 from pipeline.student import Student, TextKV
 from pipeline.text import TextEncoder
 from pipeline.training.clips import Clips
-from pipeline.training.forcing import per_frame, said
+from pipeline.training.forcing import clean_chunks, per_frame, said, teacher_forced
 from pipeline.training.loop import Trainer, can_compile
 from pipeline.training.settings import TeacherSettings
 
@@ -30,7 +31,7 @@ DRAWN_LOWEST = 0.5
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
 OUTLINES_SEEN = 0.75
-GATE_START = -2.0
+GATE_START, GATE_WEIGHT = -2.0, 0.3
 STILL, NEAR = 0.05, 0.4  # root mean squares of a cell's channels: hardly changed, and not far off
 MOVER_WEIGHT = 4.0  # on top of 1: what a place looks like in detail is chance, and would drown the mover
 
@@ -116,10 +117,11 @@ def imperfect_past(
     return past
 
 
-def held(clean: Tensor, past: Tensor, config: ModelConfig) -> Tensor:
+def held(clean: Tensor, past: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Clips as a gate should leave them: a cell that stands still stays as the past before its chunk has it.
 
-    Not where that is far from the truth: there it is to be put right.
+    Not where that is far from the truth: there it is to be put right. The second tensor says which cells stay,
+    (B, T, 1, h, w), boolean.
     """
     each = config.chunk
     true, seen = (clips[:, each - 1 : -each : each].repeat_interleave(each, 1) for clips in (clean, past))
@@ -127,7 +129,9 @@ def held(clean: Tensor, past: Tensor, config: ModelConfig) -> Tensor:
         (part.square().mean(2, keepdim=True).sqrt() < limit)
         for part, limit in ((clean[:, each:] - true, STILL), (seen - true, NEAR))
     )
-    return torch.cat([clean[:, :each], torch.where(stands & near, seen, clean[:, each:])], 1)
+    stays = stands & near
+    target = torch.cat([clean[:, :each], torch.where(stays, seen, clean[:, each:])], 1)
+    return target, torch.cat([torch.zeros_like(stays[:, :each]), stays], 1)
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -172,6 +176,8 @@ def train_teacher(
         trainer.begin_with(start)
     compiled(teacher).train()
 
+    gated = config.sampler.prediction == "gated"
+
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         alone = step % 3 == 0
@@ -184,15 +190,21 @@ def train_teacher(
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
             past = imperfect_past(teacher, clean, text, control, config, generator)
-            if config.sampler.prediction == "gated":
-                clean = held(clean, past, config)
+            clean, stays = held(clean, past, config) if gated else (clean, None)
             noisy = mix(clean, noise, per_frame(sigmas, config))
-            made = said(teacher.student, past, noisy, sigmas, text, config, control)
+            out = teacher_forced(teacher.student, past, noisy, sigmas, text, config, control).float()
         # The error of the flow; near the clean end a clean prediction's would count without bound.
+        made = clean_chunks(out, past, noisy, sigmas, config)
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
         weight = (per_frame(known, config) * (1 + MOVER_WEIGHT * movers[:, :, None])).to(device).expand_as(clean)
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
-        return error, {"opening" if alone else "clip": error.item()}
+        figures = {"opening" if alone else "clip": error.item()}
+        if stays is None or alone:
+            return error, figures
+        # Between two answers that are both nearly right, the error alone hardly moves a gate.
+        said_to_stay, later = out[:, config.chunk :, -1:], slice(config.chunk, None)
+        wrong = F.binary_cross_entropy_with_logits(said_to_stay, stays[:, later].float(), weight=weight[:, later, :1])
+        return error + GATE_WEIGHT * wrong, figures | {"gate": wrong.item()}
 
     trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))
     return average(config, trainer)

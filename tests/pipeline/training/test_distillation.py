@@ -409,8 +409,11 @@ def test_what_stands_still_stays_as_the_past_has_it_unless_that_is_far_off(confi
     clean[:, 4:, :, 0, 0] += 1.0  # moves in the last chunk
     past = clean + 0.1
     past[:, :, :, 3, 5] += 1.0  # a ghost
-    target = held(clean, past, config)
+    target, stays = held(clean, past, config)
     assert torch.equal(target[:, :2], clean[:, :2])
     assert torch.equal(target[..., 3, 5], clean[..., 3, 5])
     assert torch.equal(target[:, 4:, :, 0, 0], clean[:, 4:, :, 0, 0])
+    assert not stays[:, :2].any()
+    assert not stays[..., 3, 5].any()
+    assert stays[:, 2:, 0].sum() == 4 * 24 - 4 - 2
     torch.testing.assert_close(target[:, 2:, :, 1:3], past[:, [1, 1, 3, 3]][:, :, :, 1:3])

@@ -24,6 +24,7 @@ from pipeline.training.settings import (
     TeacherSettings,
     TrainSettings,
 )
+from pipeline.training.teacher import GATE_START
 from pipeline.weights import export, load_parts
 
 pytestmark = [
@@ -43,7 +44,7 @@ def no_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def settings(config: ModelConfig) -> TrainSettings:
-    student = replace(config.student, in_channels=8 + CHANNELS, out_channels=8)
+    student = replace(config.student, in_channels=8 + CHANNELS, out_channels=8 + 1)
     model = replace(
         config,
         width=192,
@@ -52,13 +53,14 @@ def settings(config: ModelConfig) -> TrainSettings:
         student=student,
         codec=replace(config.codec, latent_channels=8),
         text=replace(config.text, length=24, words=WORDS),
+        sampler=replace(config.sampler, prediction="gated"),
     )
     return TrainSettings(
         model=model,
         autoencoder=AutoencoderSettings(steps=2, batch=2),
         clips=ClipSettings(openings=4, clips=3),
         teacher=TeacherSettings(steps=3, openings=2, clips=2, muon=True),
-        student=StudentSettings(steps=2, openings=2, clips=2, muon=True),
+        student=StudentSettings(steps=2, openings=2, clips=2, longest=5, muon=True),
         matching=MatchingSettings(on=True, steps=2, streams=2, longest=5, critic_alone=1, muon=True),
     )
 
@@ -124,6 +126,25 @@ def test_a_model_that_knows_no_structure_gets_the_channels_for_it(trained: Path,
     latents = torch.randn(1, model.chunk, model.codec.latent_channels, *model.latent_size)
     control = torch.rand(1, model.chunk, CHANNELS, *model.latent_size)
     torch.testing.assert_close(grown.embed(latents, control), student.embed(latents), atol=2e-3, rtol=0)
+
+
+def test_a_model_without_a_gate_gets_one_that_is_nearly_shut(trained: Path, settings: TrainSettings) -> None:
+    model, size = settings.model, settings.model.student
+    plain = replace(model, student=replace(size, out_channels=8), sampler=replace(model.sampler, prediction="clean"))
+    torch.manual_seed(5)
+    student = Student(plain.student)
+    _, codec, text, _ = load_parts(trained / "export")
+    export(trained / "plain", plain, codec, text, student)
+    weights = begin(str(trained / "plain"), model)[1]
+    assert weights is not None
+    grown = Student(size)
+    grown.load_state_dict({name.removeprefix("student."): v for name, v in weights.items() if "student." in name})
+    tokens, like = torch.randn(1, 12, size.num_attention_heads * size.attention_head_dim), torch.zeros(1, 2, 8, 4, 6)
+    modulation = torch.randn(1, 1, 1, tokens.shape[-1])
+    with torch.no_grad():
+        clean, gate = grown.head(tokens, modulation, like).split((8, 1), 2)
+        torch.testing.assert_close(clean, student.head(tokens, modulation, like), atol=2e-3, rtol=0)
+    assert torch.equal(gate, torch.full_like(gate, GATE_START))
 
 
 def test_a_model_of_other_sizes_cannot_be_begun_with(trained: Path, settings: TrainSettings) -> None:
