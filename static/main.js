@@ -266,6 +266,7 @@ function adopt(model, defaults) {
 /** Asks for the model before there is a session, so that its examples can be seen. It may still be loading. */
 async function introduce() {
   if (view.model) return;
+  let told = {};
   try {
     const answer = await fetch("/api/info");
     if (answer.ok) told = await answer.json();
