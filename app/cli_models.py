@@ -99,7 +99,8 @@ def info(
         "from": f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream",
         "licence": _licence(row),
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
-        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}",
+        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
+        + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
         "cache pass": "a pass of its own" if row.clean_pass else "none of its own: the last step writes",
         "remark": row.remark or "none",
         "not verified": ", ".join(row.unverified) or "nothing",

@@ -95,13 +95,15 @@ class CacheConfig:
 
     positions: whether a frame's place counts from the stream's start, or from that of the remembered past, where the
     window follows the sink without a gap. clean_pass: whether keys and values are written by a pass of their own on
-    clean latents, or by the last denoise pass.
+    clean latents, or by the last denoise pass. sink_keeps: how much of a sink frame's keys and values stays when a
+    frame leaves the window; the rest comes from that frame, so that the sink is a running average. 1: it stays.
     """
 
     sink: int = 2
     window: int = 4
     positions: Literal["window", "stream"] = "window"
     clean_pass: bool = True
+    sink_keeps: float = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -114,6 +114,8 @@ class Family(Download):
     """How it was trained: a frame's place counts from the stream's start, or from that of the remembered past."""
     clean_pass: bool = True
     """Whether keys and values are written by a pass of their own, on clean latents."""
+    sink_keeps: float = 1.0
+    """How much of the sink stays when a frame leaves the window and is averaged into it; 1: all."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""
@@ -134,7 +136,13 @@ class Family(Download):
 
     @property
     def cache(self) -> CacheConfig:
-        return CacheConfig(sink=self.sink, window=self.window, positions=self.positions, clean_pass=self.clean_pass)
+        return CacheConfig(
+            sink=self.sink,
+            window=self.window,
+            positions=self.positions,
+            clean_pass=self.clean_pass,
+            sink_keeps=self.sink_keeps,
+        )
 
     @property
     def shape(self) -> StudentConfig:
@@ -284,7 +292,9 @@ FAMILIES = (
         files=("rewardforcing.pt",),
         attends=9,
         sink=3,
-        remark="Its sink is a running average of what leaves the window; ours stays as it was written.",
+        positions="window",
+        sink_keeps=0.999,
+        remark="Its sink is a running average of what leaves the window.",
         unverified=("licence",),
     ),
     Family(
