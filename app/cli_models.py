@@ -101,7 +101,11 @@ def info(
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
         "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
         + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
-        "cache pass": "a pass of its own" if row.clean_pass else "none of its own: the last step writes",
+        "cache pass": "on all of the window, for each chunk"
+        if row.rewrites
+        else "a pass of its own"
+        if row.clean_pass
+        else "none of its own: the last step writes",
         "remark": row.remark or "none",
         "not verified": ", ".join(row.unverified) or "nothing",
         "source": row.source,

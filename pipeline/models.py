@@ -116,6 +116,8 @@ class Family(Download):
     """Whether keys and values are written by a pass of their own, on clean latents."""
     sink_keeps: float = 1.0
     """How much of the sink stays when a frame leaves the window and is averaged into it; 1: all."""
+    rewrites: bool = False
+    """Whether the window is written again after each chunk, by itself and with its oldest frame encoded anew."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""
@@ -142,6 +144,7 @@ class Family(Download):
             positions=self.positions,
             clean_pass=self.clean_pass,
             sink_keeps=self.sink_keeps,
+            rewrites=self.rewrites,
         )
 
     @property
@@ -308,7 +311,8 @@ FAMILIES = (
         files=("krea-realtime-video-14b.safetensors",),
         attends=6,
         positions="window",
-        remark="Its makers write the whole window again before each chunk; we write each frame once.",
+        rewrites=True,
+        remark="The window is written again for each chunk, its oldest frame encoded anew.",
     ),
     Family(
         name="streamdiffusion-v2",

@@ -69,6 +69,9 @@ class PastLatents:
         for number, latent_CHW in enumerate(clean_TCHW, self.cache.written - len(clean_TCHW)):
             self.latents_NCHW[self.cache.slot(number)] = latent_CHW
 
+    def replace_oldest(self, latent_CHW: Tensor) -> None:
+        self.latents_NCHW[self.cache.slots()[0]] = latent_CHW
+
     def read(self) -> Tensor:
         """In the order of their positions, (T, C, h, w)."""
         return self.latents_NCHW[self.cache.slots()]
