@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import Folders, models, named
+from app.cli_models import Folders, TextBits, models, named
 from app.config import Settings
 from app.errors import SPOKEN, AppError
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
@@ -41,7 +41,6 @@ Lora = Annotated[
     list[Path] | None, typer.Option(help="Low-rank weights to wear, a file; may be repeated, the first is worn.")
 ]
 LoraStrength = Annotated[float | None, typer.Option(min=0, max=4, help="How strongly; 1 is as they were trained.")]
-TextBits = Annotated[int | None, typer.Option(help="Of the weights of Wan's text encoder: 16, or 8 for half the room.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads for generation; by default chosen by the cores.")]
 

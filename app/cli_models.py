@@ -29,6 +29,13 @@ HubCache = Annotated[
     Path | None, typer.Option(help="The hub's cache; by default where its own tools have it.", envvar="HF_HUB_CACHE")
 ]
 Folders = tuple[Path | None, Path | None]  # the hub's cache and that of converted models; None: the usual ones
+TextBits = Annotated[
+    int | None,
+    typer.Option(
+        help="Of the weights of Wan's text encoder: 16, or 8 for about half the room.",
+        callback=lambda bits: _text_bits(bits),
+    ),
+]
 Models = Annotated[
     Path | None,
     typer.Option(
@@ -68,6 +75,7 @@ def info(
     name: NameOrFolder,
     size: Annotated[str | None, typer.Option(help="Of the picture; 832x480, the pocket student's 320x192.")] = None,
     device: Annotated[str, typer.Option(help="Where it would run: cpu, cuda, cuda:1.")] = "cpu",
+    text_bits: TextBits = None,
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
@@ -78,7 +86,7 @@ def info(
     row = family(name)
     shelf = _shelf(hub_cache, models_folder)
     width, height = _size(size) if size else POCKET_SIZE if row.layout == "pocket" else WAN_SIZE
-    wants, free, host_free = shelves.reckon(row, width, height, device)
+    wants, free, host_free = shelves.reckon(row, width, height, device, text_bits=text_bits or 16)
     try:
         fits = {"whole": "yes", "lean": "yes, with text encoder and codec in the machine's memory"}[
             wants.choose(free, host_free)
@@ -91,8 +99,13 @@ def info(
         "from": f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream",
         "licence": _licence(row),
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
-        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}",
-        "cache pass": "a pass of its own" if row.clean_pass else "none of its own: the last step writes",
+        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
+        + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
+        "cache pass": "on all of the window, for each chunk"
+        if row.rewrites
+        else "a pass of its own"
+        if row.clean_pass
+        else "none of its own: the last step writes",
         "remark": row.remark or "none",
         "not verified": ", ".join(row.unverified) or "nothing",
         "source": row.source,
@@ -239,7 +252,7 @@ def named(
     shelf = _shelf(*folders)
     roomy = False
     if row.layout == "wan":
-        wants, free, host_free = shelves.reckon(row, width, height, device)
+        wants, free, host_free = shelves.reckon(row, width, height, device, text_bits=text_bits)
         roomy = wants.choose(free, host_free) == "whole"
     return shelves.serving(
         shelf,
@@ -279,6 +292,12 @@ def _licence(row: Download) -> str:
     if row.commercial:
         return row.licence
     return f"{row.licence}: {'not for commercial use' if row.commercial is False else 'read it first'}"
+
+
+def _text_bits(bits: int | None) -> int | None:
+    if bits in (None, 8, 16):
+        return bits
+    raise AppError("setting_invalid", f"Weights of {bits} bits are not known.", "Choose --text-bits 16 or 8.")
 
 
 def _size(text: str) -> tuple[int, int]:

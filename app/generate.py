@@ -1,13 +1,13 @@
 """`stillstream generate`: the same engine as the server's, in this process, into a file. Knows no network."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 
 from app.clip import read_clip, read_picture, replacing, write_clip
+from app.mailbox import opening
 from app.stopwatch import Stopwatch
 from app.worker import EngineFactory, unknown_words
 from pipeline.chunk import Controls
@@ -70,7 +70,8 @@ def _orders(
     indices = count()
     if image is not None:
         picture_HWC = read_picture(image, config.width, config.height)
-        yield replace(controls, strength=0.0), np.repeat(picture_HWC[None], config.pictures(next(indices)), 0)
+        order = opening(controls, np.repeat(picture_HWC[None], config.pictures(next(indices)), 0))
+        yield order.controls, order.source_THWC
     pictures = None if clip is None else read_clip(clip, config.fps, config.width, config.height)
     for index in indices:
         if pictures is None:

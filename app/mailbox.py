@@ -28,6 +28,11 @@ class Order:
     fresh: bool = False
 
 
+def opening(controls: Controls, still_THWC: np.ndarray) -> Order:
+    """A stream's first chunk, where it begins with a picture: that picture, standing still."""
+    return Order(replace(controls, strength=0.0), still_THWC, fresh=True)
+
+
 @dataclass(frozen=True)
 class Ready:
     """The worker has loaded and warmed its engine."""
@@ -57,10 +62,14 @@ Reply = Ready | Made | Failed
 
 
 class Inbox:
-    """Holds the newest Controls; older ones that no order has read are forgotten."""
+    """Holds the newest Controls; older ones that no order has read are forgotten.
+
+    still_THWC: the picture that the stream begins with, as often as its first chunk shows it; None: from the prompt.
+    """
 
     def __init__(self, controls: Controls, source: Callable[[], np.ndarray | None]) -> None:
         self.controls = controls
+        self.still_THWC: np.ndarray | None = None
         self._source = source
         self._fresh = True
 
@@ -73,9 +82,10 @@ class Inbox:
         self._fresh = True
 
     def snapshot(self) -> Order:
-        order = Order(self.controls, self._source(), self._fresh)
-        self._fresh = False
-        return order
+        fresh, self._fresh = self._fresh, False
+        if fresh and self.still_THWC is not None:
+            return opening(self.controls, self.still_THWC)
+        return Order(self.controls, self._source(), fresh)
 
 
 class Outbox:

@@ -22,7 +22,7 @@ from fastapi.staticfiles import StaticFiles
 import static
 from app.admission import Admission
 from app.config import Settings
-from app.errors import SPOKEN, AppError, error_message
+from app.errors import SPOKEN
 from app.house import ChannelClosedError, House, PeerLike, defaults, describe
 from app.lag import LagMonitor
 from app.metrics import Metrics
@@ -38,7 +38,7 @@ log = logging.getLogger("stillstream.server")
 PAGES = Path(static.__file__).parent
 UNSENT_LIMIT = 256
 LAST_WORDS_S = 2.0
-LOADING = AppError("loading", "The model is being loaded.", "Wait a few seconds.")
+LOADING = "The model is being loaded."
 PACKAGES = ("stillstream", "torch", "diffusers", "aiortc", "av", "fastapi")
 
 
@@ -194,9 +194,10 @@ def create_app(
     @app.get("/api/info")
     async def info() -> JSONResponse:
         house = app.state.stage.house
-        if house is None:
-            return JSONResponse(error_message(LOADING), 503)
-        return JSONResponse({"model": describe(house.config), "defaults": defaults(house.config)} | versions())
+        if house is None:  # no error: whoever asks for the page asks this too, and may have to ask again
+            return JSONResponse({"status": Health.LOADING} | versions())
+        told = {"status": app.state.stage.health, "model": describe(house.config), "defaults": defaults(house.config)}
+        return JSONResponse(told | versions())
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -218,7 +219,7 @@ def create_app(
         try:
             stage: Stage = app.state.stage
             if stage.house is None:
-                channel.send({"kind": "state", "state": State.WAITING, "note": LOADING.message})
+                channel.send({"kind": "state", "state": State.WAITING, "note": LOADING})
                 await channel.until(stage.loaded)
             assert stage.house is not None, "loaded is set after the house is made"
             await Session(stage.house, channel).run()

@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from app.camera import Camera
 from app.errors import INTERNAL, SPOKEN, AppError, error_message
 from app.feed import Feed, Worker
@@ -23,10 +25,12 @@ from streaming.messages import (
     CandidateMessage,
     ControlsMessage,
     OfferMessage,
+    PictureMessage,
     PingMessage,
     ResetMessage,
     parse,
 )
+from streaming.picture import read_picture
 
 log = logging.getLogger("stillstream.session")
 
@@ -207,6 +211,8 @@ class Session:
                 await self._add_candidate(message)
             case ControlsMessage() as message:
                 self._control(message)
+            case PictureMessage() as message:
+                await self._begin_with(message)
             case ResetMessage(id=id):
                 self._change(id, fresh=True)
             case PingMessage(id=id):
@@ -233,6 +239,15 @@ class Session:
             self._change(message.id, fresh="seed" in changes, **changes)
         else:
             self._send("ack", id=message.id, epoch=self._feed.epoch, chunk=self._feed.next_index)
+
+    async def _begin_with(self, message: PictureMessage) -> None:
+        """The stream begins anew from a picture, now and whenever it begins again."""
+        config, still_THWC = self._house.config, None
+        if message.data is not None:
+            picture_HWC = await asyncio.to_thread(read_picture, message.data, config.width, config.height)
+            still_THWC = np.repeat(picture_HWC[None], config.pictures(0), 0)
+        self._inbox.still_THWC = still_THWC
+        self._change(message.id, fresh=True)
 
     def _change(self, id: int, *, fresh: bool, **changes: object) -> None:
         self._feed.change(fresh=fresh, **changes)

@@ -280,14 +280,14 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def reckon(row: Family, width: int, height: int, device: str) -> tuple[Plan, int, int | None]:
+def reckon(row: Family, width: int, height: int, device: str, *, text_bits: int = 16) -> tuple[Plan, int, int | None]:
     """What a stream of a family would want, and how much is free: on the device, and in the machine if it has its own.
 
     Raises PipelineError (`size_invalid`), AppError (`device_unusable`).
     """
     host_free = psutil.virtual_memory().available
     if device == "cpu":
-        return plan(row, width, height, number_bytes=4), host_free, None
+        return plan(row, width, height, number_bytes=4, text_bits=text_bits), host_free, None
     import torch
 
     try:
@@ -296,4 +296,4 @@ def reckon(row: Family, width: int, height: int, device: str) -> tuple[Plan, int
         raise AppError(
             "device_unusable", f"This machine cannot compute on {device!r}.", "Choose cpu, or run the doctor."
         ) from error
-    return plan(row, width, height), free, host_free
+    return plan(row, width, height, text_bits=text_bits), free, host_free

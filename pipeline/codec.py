@@ -334,4 +334,9 @@ def frames_to_pixels(frames_TCHW: Tensor) -> Tensor:
 
 def pixels_to_frames(pixels_THWC: Tensor) -> Tensor:
     """uint8 THWC -> [-1, 1] float TCHW."""
-    return pixels_THWC.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+    return from_bytes(pixels_THWC.permute(0, 3, 1, 2))
+
+
+def from_bytes(pixels: Tensor) -> Tensor:
+    """uint8 -> [-1, 1] float, the axes as they are."""
+    return pixels.to(torch.float32).div_(127.5).sub_(1)

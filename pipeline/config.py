@@ -96,13 +96,18 @@ class CacheConfig:
 
     positions: whether a frame's place counts from the stream's start, or from that of the remembered past, where the
     window follows the sink without a gap. clean_pass: whether keys and values are written by a pass of their own on
-    clean latents, or by the last denoise pass.
+    clean latents, or by the last denoise pass. sink_keeps: how much of a sink frame's keys and values stays when a
+    frame leaves the window; the rest comes from that frame, so that the sink is a running average. 1: it stays.
+    rewrites: instead of either, the window is written again after each chunk, by itself, as if the stream had begun
+    with it; its oldest frame is one picture then, encoded anew.
     """
 
     sink: int = 2
     window: int = 4
     positions: Literal["window", "stream"] = "window"
     clean_pass: bool = True
+    sink_keeps: float = 1.0
+    rewrites: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -157,6 +162,8 @@ class ModelConfig:
         out_channels = self.codec.latent_channels + (self.sampler.prediction == "gated")
         if student.out_channels != out_channels:
             raise ValueError(f"the student puts out {student.out_channels} channels, its prediction has {out_channels}")
+        if self.cache.rewrites and (self.cache.sink or self.cache.window > self.chunk):
+            raise ValueError("a past that is written again after each chunk is of that chunk alone, without a sink")
         if student.control_channels not in (0, STRUCTURE_CHANNELS):
             raise ValueError(f"control_channels is {student.control_channels}; structure has {STRUCTURE_CHANNELS}")
 

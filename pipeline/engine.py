@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.adapters import Wardrobe
 from pipeline.checks import check
 from pipeline.chunk import Chunk, Controls
-from pipeline.codec import Codec, pixels_to_frames, to_bytes
+from pipeline.codec import Codec, from_bytes, pixels_to_frames, to_bytes
 from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
@@ -137,6 +137,9 @@ class Engine:
             whole, frames_TCHW = self._decode(state, clean, plan)
             if state.past is not None:
                 state.past.keep(whole[0])
+        if self.config.cache.rewrites:
+            with self.trace("cache"):
+                self._rewrite(state, frames_TCHW)
         with self.trace("convert"):
             pixels = frames_TCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             chunk = Chunk(state.index, controls.epoch, pixels, whole[0].cpu().numpy(), prompt=state.prompt or "")
@@ -212,7 +215,8 @@ class Engine:
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         if plan is not None:
             attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
-        writer = None if config.cache.clean_pass or not sigmas else len(sigmas) - 1
+        cache_only = config.cache.clean_pass or config.cache.rewrites or not sigmas
+        writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
         newest = None if state.past is None or (plan is not None and plan.anew) else state.past.newest()
@@ -245,7 +249,7 @@ class Engine:
             clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
             while plan.spreads(clean):
                 clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
-        if writer is None:
+        if writer is None and not config.cache.rewrites:
             with self.trace("cache"):
                 tiles = plan.tiles if plan else None
                 if isinstance(attend, RegionAttention):
@@ -254,6 +258,22 @@ class Engine:
                 self.student.predict(clean, 0.0, text, attend, control, tiles)
         state.cache.commit(config.chunk)
         return clean
+
+    def _rewrite(self, state: StreamState, frames_TCHW: Tensor) -> None:
+        """Write what is remembered by itself. Nothing is before its oldest frame then, so that is encoded anew, from
+        its last picture alone, as a stream's first is. frames_TCHW: the chunk's pictures, uint8.
+
+        Source: the cache recomputation of Krea Realtime (2025).
+        """
+        assert state.past is not None and state.text is not None, "a stream that is written again keeps its latents"
+        codec, after = self.config.codec, state.cache.frames - 1  # frames that are remembered after the oldest
+        if state.index:
+            count = 1 if codec.first_alone else codec.frames
+            picture = from_bytes(frames_TCHW[-1 - after * codec.frames]).expand(count, -1, -1, -1)
+            latents = self.codec.encode_push(self.codec.remember(), picture)
+            assert latents is not None, "one latent frame is whole"
+            state.past.replace_oldest(latents[0])
+        recache(state.past, self.student, state.text, self.config.grid, self.config.chunk)
 
     def _decode(self, state: StreamState, clean: Tensor, plan: Plan | None) -> tuple[Tensor, Tensor]:
         """Whole clean latents and their pictures (T, 3, H, W), uint8."""

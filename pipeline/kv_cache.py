@@ -4,8 +4,9 @@ Keys are stored before rotation. A frame's position is its place in the remember
 age), so positions never grow and a stream has no end; or, for models that were trained so, its place in the stream,
 until the table of rotations ends: from then on the sink's distance stays. All memory is allocated once. A denoise pass
 only reads; the cache pass writes layer by layer and then commits. A token that was held over a chunk stands there with
-the keys and values of its newest computed frame, once for each latent frame of that chunk. Knows nothing of the
-transformer's layers beyond their number.
+the keys and values of its newest computed frame, once for each latent frame of that chunk. Of models that were trained
+so, the sink moves: what leaves the window is averaged into it. Knows nothing of the transformer's layers beyond their
+number.
 """
 
 import torch
@@ -37,6 +38,7 @@ class KVCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.written = 0
+        self._left = [config.sink] * layers  # the first frame whose leave the sink of a layer has not taken in yet
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class KVCache:
 
     def reset(self) -> None:
         self.written = 0
+        self._left = [self.config.sink] * len(self._left)
 
     @property
     def frames(self) -> int:
@@ -104,8 +107,22 @@ class KVCache:
         slots = None if place is None else self.slots()[place:]
         for offset in range(keys_BTNHD.shape[1]):
             slot = self.slot(self.written + offset) if slots is None else slots[offset]
+            if slots is None:
+                self._average(layer, self.written + offset - self.config.window)
             self.keys[layer, :, slot] = keys_BTNHD[:, offset]
             self.values[layer, :, slot] = values_BTNHD[:, offset]
+
+    def _average(self, layer: int, leaving: int) -> None:
+        """Take the frame that is about to be written over into the sink, once. Each sink frame takes every `sink`-th.
+
+        Source: the EMA sink of Reward-Forcing (2025), which averages keys before rotation as well.
+        """
+        sink, gives = self.config.sink, 1 - self.config.sink_keeps
+        if not sink or not gives or leaving < self._left[layer]:
+            return
+        self._left[layer] = leaving + 1
+        for store in (self.keys, self.values):
+            store[layer, :, leaving % sink].lerp_(store[layer, :, self.slot(leaving)], gives)
 
     def commit(self, frames: int) -> None:
         """Count the frames that every layer has written."""

@@ -8,8 +8,10 @@ from math import prod
 
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, Family
+from pipeline.models import BASES, Family, TextWeights
 
+SCALE_BYTES = 4
+"""Of a row of 8-bit weights."""
 PROMPT_PLACES = 512
 """Of Wan's text encoder; every prompt is padded to it."""
 
@@ -23,6 +25,13 @@ def parameters(shape: StudentConfig) -> int:
     text = shape.text_dim * dim + dim + dim * dim + dim
     ends = (shape.in_channels * patch + 1) * dim + (dim + 1) * shape.out_channels * patch + 2 * dim
     return shape.num_layers * layer + time + text + ends
+
+
+def text_bytes(text: TextWeights, bits: int) -> int:
+    """A text encoder's room; bits: of its layers' weights, 16 or 8."""
+    if bits == 16:
+        return 2 * (text.tables + text.layers)
+    return 2 * text.tables + text.layers + SCALE_BYTES * text.rows
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,14 @@ class Plan:
         raise PipelineError(
             "memory_short",
             f"{wants}; {has}.",
-            "Choose a smaller model or a smaller picture, or end what else is running.",
+            "Choose a smaller model or picture, --text-bits 8 with a model on Wan, or end what else is running.",
         )
 
 
-def plan(row: Family, width: int, height: int, number_bytes: int = 2) -> Plan:
+def plan(row: Family, width: int, height: int, number_bytes: int = 2, text_bits: int = 16) -> Plan:
     """What one stream of a family wants at a size in pixels. number_bytes: 2 in bfloat16, 4 in single precision.
+
+    text_bits: of the weights of Wan's text encoder, which has a precision of its own.
 
     Raises PipelineError (`size_invalid`).
     """
@@ -93,7 +104,7 @@ def plan(row: Family, width: int, height: int, number_bytes: int = 2) -> Plan:
         number_bytes * parameters(shape),
         number_bytes * past,
         number_bytes * max(layer, decoder),
-        number_bytes * base.beside,
+        number_bytes * base.codec + text_bytes(base.text, text_bits),
     )
 
 

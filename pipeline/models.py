@@ -22,6 +22,18 @@ from pipeline.errors import PipelineError
 
 
 @dataclass(frozen=True)
+class TextWeights:
+    """Of a text encoder that is kept as the hub has it, in two bytes a number."""
+
+    tables: int = 0
+    """Embeddings, norms and biases."""
+    layers: int = 0
+    """Of linear layers, which can be kept in a byte each."""
+    rows: int = 0
+    """Of those layers; each has a scale of its own then."""
+
+
+@dataclass(frozen=True)
 class Base:
     """A transformer's shape, and what stands beside it."""
 
@@ -31,13 +43,14 @@ class Base:
     """Of the latents that it draws."""
     stride: int
     """Pixels to a latent cell, along each side."""
-    beside: int
-    """Weights of the text encoder and the codec."""
+    codec: int
+    """Its weights; with them those of a text encoder that is none of `text`."""
+    text: TextWeights = TextWeights()
     parts: tuple[Download, ...] = ()
     """Where those are to be had."""
 
 
-_UMT5_XXL = 5_680_910_336
+_UMT5_XXL = TextWeights(tables=1_050_398_720, layers=4_630_511_616, rows=983_040)
 _WAN_VAE = 126_892_531
 
 WAN_SMALL = StudentConfig(
@@ -62,8 +75,8 @@ BASES = {
     "pocket": Base(
         "Pocket", StudentConfig(in_channels=60, position_channels=12, control_channels=16), 32, 16, 5_087_009
     ),
-    "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _UMT5_XXL + _WAN_VAE, PARTS),
-    "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _UMT5_XXL + _WAN_VAE, PARTS),
+    "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),
+    "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),
 }
 
 
@@ -101,6 +114,10 @@ class Family(Download):
     """How it was trained: a frame's place counts from the stream's start, or from that of the remembered past."""
     clean_pass: bool = True
     """Whether keys and values are written by a pass of their own, on clean latents."""
+    sink_keeps: float = 1.0
+    """How much of the sink stays when a frame leaves the window and is averaged into it; 1: all."""
+    rewrites: bool = False
+    """Whether the window is written again after each chunk, by itself and with its oldest frame encoded anew."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""
@@ -121,7 +138,14 @@ class Family(Download):
 
     @property
     def cache(self) -> CacheConfig:
-        return CacheConfig(sink=self.sink, window=self.window, positions=self.positions, clean_pass=self.clean_pass)
+        return CacheConfig(
+            sink=self.sink,
+            window=self.window,
+            positions=self.positions,
+            clean_pass=self.clean_pass,
+            sink_keeps=self.sink_keeps,
+            rewrites=self.rewrites,
+        )
 
     @property
     def shape(self) -> StudentConfig:
@@ -271,7 +295,9 @@ FAMILIES = (
         files=("rewardforcing.pt",),
         attends=9,
         sink=3,
-        remark="Its sink is a running average of what leaves the window; ours stays as it was written.",
+        positions="window",
+        sink_keeps=0.999,
+        remark="Its sink is a running average of what leaves the window.",
         unverified=("licence",),
     ),
     Family(
@@ -285,7 +311,8 @@ FAMILIES = (
         files=("krea-realtime-video-14b.safetensors",),
         attends=6,
         positions="window",
-        remark="Its makers write the whole window again before each chunk; we write each frame once.",
+        rewrites=True,
+        remark="The window is written again for each chunk, its oldest frame encoded anew.",
     ),
     Family(
         name="streamdiffusion-v2",

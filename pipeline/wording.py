@@ -73,6 +73,9 @@ class PastLatents:
         """The latest of them, (C, h, w); None at a stream's beginning."""
         return self.latents_NCHW[self.cache.slot(self.cache.written - 1)] if self.cache.written else None
 
+    def replace_oldest(self, latent_CHW: Tensor) -> None:
+        self.latents_NCHW[self.cache.slots()[0]] = latent_CHW
+
     def read(self) -> Tensor:
         """In the order of their positions, (T, C, h, w)."""
         return self.latents_NCHW[self.cache.slots()]

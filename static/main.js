@@ -6,6 +6,7 @@
 
 import { Controls } from "./controls.js";
 import { Link, hasWebRTC } from "./peer.js";
+import { Picture } from "./picture.js";
 import { Regions } from "./regions.js";
 import { Meter, drawOverlay } from "./stats.js";
 import { Webcam } from "./webcam.js";
@@ -25,6 +26,7 @@ const NOTED = new Set(["connecting", "waiting", "closed"]); // where the server'
 const link = new Link(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`);
 const controls = new Controls();
 const webcam = new Webcam();
+const picture = new Picture();
 const regions = new Regions((paint) => controls.set({ paint }));
 const view = {
   state: "idle",
@@ -136,6 +138,7 @@ on("welcome", ({ session, model, defaults }) => {
   Object.assign(view, { session, model, server: {} });
   drawUnknown([]);
   adopt(model, defaults);
+  if (picture.data) link.send("picture", { data: picture.data });
   const { prompt, ...others } = controls.wishes;
   link.send("controls", prompt ? { prompt, ...others } : others);
   view.prompt = prompt;
@@ -162,6 +165,7 @@ on("stats", (stats) => {
   if (stats.camera_fps > 0 && $("trouble").dataset.from === "camera") forgive();
 });
 on("error", ({ code, message, next }) => {
+  if (code.startsWith("picture_")) picture.refuse();
   view.prompt = ""; // perhaps it was the prompt that was refused: let it be sent again
   complain(message, next, code === "camera_stopped" ? "camera" : "server");
 });
@@ -198,6 +202,13 @@ webcam.addEventListener("trouble", ({ detail }) => complain(detail.message, deta
 webcam.addEventListener("change", async ({ detail: { track } }) => {
   await link.setCamera(track, webcam.shrink);
   if (controls.wishes.camera !== Boolean(track)) controls.set({ camera: Boolean(track) });
+});
+
+picture.addEventListener("trouble", ({ detail }) => complain(detail.message, detail.next));
+picture.addEventListener("change", ({ detail: { data } }) => {
+  forgive();
+  if (link.running) link.send("picture", { data });
+  else if (data) begin();
 });
 
 // --- buttons and keys ----------------------------------------------------------------------------------------------
@@ -247,7 +258,7 @@ setInterval(measure, 1000);
 
 function adopt(model, defaults) {
   controls.adopt(model, defaults);
-  if (model) webcam.wanted = model;
+  if (model) webcam.wanted = picture.wanted = model;
   if (model) regions.adopt(model.tiles);
   if (model?.width) document.documentElement.style.setProperty("--aspect", String(model.width / model.height));
 }
@@ -255,14 +266,15 @@ function adopt(model, defaults) {
 /** Asks for the model before there is a session, so that its examples can be seen. It may still be loading. */
 async function introduce() {
   if (view.model) return;
+  let told = {};
   try {
     const answer = await fetch("/api/info");
-    if (!answer.ok) throw new Error(answer.statusText);
-    const { model, defaults } = await answer.json();
-    if (!view.model) adopt(model, defaults);
+    if (answer.ok) told = await answer.json();
   } catch {
-    setTimeout(introduce, 3000); // only the examples are missing until then; Start says what is wrong
+    // the server is gone; Start says so
   }
+  if (!told.model) setTimeout(introduce, 3000); // only the examples are missing until then
+  else if (!view.model) adopt(told.model, told.defaults);
 }
 
 // --- first sight ---------------------------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from streaming.errors import WireError
+from streaming.picture import PICTURE_BYTES, too_large
 
 __all__ = [
     "CandidateMessage",
     "ControlsMessage",
     "Message",
     "OfferMessage",
+    "PictureMessage",
     "PingMessage",
     "ResetMessage",
     "WireError",
@@ -26,6 +28,8 @@ __all__ = [
 
 MESSAGE_BYTES = 8 * 1024
 OFFER_BYTES = 64 * 1024
+PICTURE_TEXT_BYTES = PICTURE_BYTES * 4 // 3 + 1024  # in base64, and the message around it
+MOST_BYTES = 1 << 20  # of anything, before its kind is known
 PROMPT_LIMIT = 300
 TILES_LIMIT = 4096
 
@@ -73,6 +77,14 @@ class ControlsMessage(_Message):
     camera: bool | None = None
 
 
+class PictureMessage(_Message):
+    """The picture that the stream is to begin with: a file in base64; null: none any more."""
+
+    kind: Literal["picture"]
+    id: Id
+    data: str | None
+
+
 class ResetMessage(_Message):
     """Start the stream again from its seed."""
 
@@ -87,9 +99,9 @@ class PingMessage(_Message):
     id: Id
 
 
-Message = OfferMessage | CandidateMessage | ControlsMessage | ResetMessage | PingMessage
+Message = OfferMessage | CandidateMessage | ControlsMessage | PictureMessage | ResetMessage | PingMessage
 
-KINDS = ("offer", "candidate", "controls", "reset", "ping")
+KINDS = ("offer", "candidate", "controls", "picture", "reset", "ping")
 
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
@@ -98,7 +110,7 @@ def parse(text: str, prompt_limit: int = PROMPT_LIMIT) -> Message:
     """Read one message.
 
     Raises WireError (`message_too_large`, `json_invalid`, `kind_unknown`, `field_missing`, `field_invalid`,
-    `prompt_too_long`) and nothing else.
+    `prompt_too_long`, `picture_too_large`) and nothing else.
     """
     raw = _read_json(text)
     try:
@@ -112,15 +124,21 @@ def parse(text: str, prompt_limit: int = PROMPT_LIMIT) -> Message:
 
 def _read_json(text: str) -> dict[str, Any]:
     # Characters are counted first, so that a huge text is refused before it is copied.
-    if len(text) > OFFER_BYTES:
-        raise _too_large(OFFER_BYTES)
+    if len(text) > MOST_BYTES:
+        raise _too_large(MOST_BYTES)
     try:
         data = text.encode()
         raw = from_json(data, allow_inf_nan=False)
     except ValueError:
+        if len(text) > OFFER_BYTES:
+            raise _too_large(OFFER_BYTES) from None
         raise WireError("json_invalid", "The message is not valid JSON.", "Send one JSON object as text.") from None
     if not isinstance(raw, dict):
         raise WireError("json_invalid", "The message is not a JSON object.", "Send one JSON object as text.")
+    if raw.get("kind") == "picture":
+        if len(data) > PICTURE_TEXT_BYTES:
+            raise too_large()
+        return raw
     limit = OFFER_BYTES if raw.get("kind") == "offer" else MESSAGE_BYTES
     if len(data) > limit:
         raise _too_large(limit)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from app.errors import AppError
 from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, FAMILIES, family
+from pipeline.memory import plan
+from pipeline.models import BASES, FAMILIES, TextWeights, family
 from pipeline.student import Student
 from tests.app.hub import cached
 from tests.app.test_shelf import BYTES, tiny
@@ -68,6 +70,12 @@ def test_info_tells_source_licence_memory_and_what_is_not_verified() -> None:
     assert "not verified licence" in text
     assert "fits now yes" in said("info", "pocket")
     assert "no. Krea Realtime 14B wants" in said("info", "krea-realtime", "--size", "4096x4096")
+
+
+def test_info_reckons_with_the_bits_of_the_text_encoder() -> None:
+    assert "text encoder and codec 11.9 GB" in said("info", "longlive")
+    assert "text encoder and codec 7.2 GB" in said("info", "longlive", "--text-bits", "8")
+    assert code("info", "longlive", "--text-bits", "4") == "setting_invalid"
 
 
 def test_info_and_verify_take_a_folder_of_your_own(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +138,19 @@ def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> N
     assert code("convert", "anyflow-far") == "model_not_convertible"
 
 
+def test_a_model_that_fits_only_with_an_8_bit_text_encoder_is_refused_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = plan(family("longlive"), 832, 480, number_bytes=4).whole - 10**9
+    monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    with pytest.raises(PipelineError) as refused:
+        named(Path("longlive"), "cpu")
+    assert refused.value.code == "memory_short"
+    with pytest.raises(AppError) as fits:
+        named(Path("longlive"), "cpu", text_bits=8)
+    assert fits.value.code == "model_not_converted"
+
+
 def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(None, "cpu") is None
     assert named(Path("pocket"), "cpu") is None
@@ -139,7 +160,7 @@ def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest
         named(Path("streamdiffusion-v2-14b"), "cpu")
     assert refused.value.code == "memory_short"
     tiny(family("longlive"), monkeypatch)
-    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], beside=0))
+    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], codec=0, text=TextWeights()))
     with pytest.raises(AppError) as not_yet:
         named(Path("longlive"), "cpu")
     assert not_yet.value.code == "model_not_converted"

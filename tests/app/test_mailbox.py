@@ -43,6 +43,19 @@ def test_a_restart_is_asked_for_once_whatever_is_posted_after_it() -> None:
     assert [inbox.snapshot().fresh, inbox.snapshot().fresh] == [True, False]
 
 
+def test_a_stream_that_begins_with_a_picture_takes_it_once_for_each_start() -> None:
+    camera, still = np.zeros((1, 2, 2, 3), np.uint8), np.ones((1, 2, 2, 3), np.uint8)
+    inbox = Inbox(Controls("one", strength=0.7), lambda: camera)
+    inbox.still_THWC = still
+    orders = [inbox.snapshot(), inbox.snapshot()]
+    inbox.restart()
+    orders.append(inbox.snapshot())
+
+    assert [order.source_THWC is still for order in orders] == [True, False, True]
+    assert [order.controls.strength for order in orders] == [0.0, 0.7, 0.0]
+    assert [order.fresh for order in orders] == [True, False, True]
+
+
 async def test_no_slot_can_be_reserved_until_one_is_free() -> None:
     outbox = Outbox(1)
     await outbox.reserve()

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+from base64 import b64encode
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from app.admission import Admission
 from app.errors import AppError
@@ -11,6 +14,7 @@ from app.house import ChannelClosedError
 from app.states import MOVES, State
 from tests.app.fakes import COLOURS, CONFIG, FakeWorker, running, settle
 from tests.app.scene import Scene, scene
+from tests.streaming.viewer import until
 
 
 def test_every_state_can_close_and_a_closed_session_stays_closed() -> None:
@@ -131,6 +135,39 @@ async def test_a_reset_or_another_seed_starts_the_stream_again(live: Scene, chan
 
     assert live.worker.orders[-1].fresh
     assert live.page.of("ack")[-1]["chunk"] == 0
+
+
+def in_base64(colour: tuple[int, int, int]) -> str:
+    file = BytesIO()
+    Image.new("RGB", (90, 50), colour).save(file, "PNG")
+    return b64encode(file.getvalue()).decode()
+
+
+async def test_a_picture_begins_the_stream_anew_and_so_does_clearing_it(live: Scene) -> None:
+    await live.worker.make()
+    for id, data in enumerate((in_base64((9, 60, 30)), None)):
+        await live.say("picture", id=id, data=data)
+        await until(lambda id=id: live.session._feed.epoch > id)
+        while not live.worker.orders[-1].fresh or live.worker.orders[-1].controls.epoch <= id:
+            await live.worker.make()
+    first, second = [order for order in live.worker.orders if order.fresh][-2:]
+
+    assert first.source_THWC is not None and second.source_THWC is None
+    assert first.source_THWC.shape == (CONFIG.pictures(0), CONFIG.height, CONFIG.width, 3)
+    assert (first.source_THWC == (9, 60, 30)).all()
+    assert (first.controls.strength, second.controls.strength) == (0.0, 0.6)
+
+
+async def test_a_picture_that_cannot_be_used_is_said_and_the_stream_goes_on(live: Scene) -> None:
+    await live.worker.make()
+    for id, data in enumerate(("", "bm90aGluZw==", "@@@@")):
+        await live.say("picture", id=id, data=data)
+        await until(lambda id=id: len(live.page.codes) > id)
+    await live.worker.make()
+
+    assert live.page.codes == ["picture_empty", "picture_unreadable", "picture_unreadable"]
+    assert not any(order.fresh for order in live.worker.orders[1:])
+    assert live.page.states[-1] == "live"
 
 
 async def test_pause_lets_the_picture_rest_and_going_on_asks_again(live: Scene) -> None:

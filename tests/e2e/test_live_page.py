@@ -3,9 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.e2e.running import Server
 from tests.e2e.viewer import COLUMNS, ROWS, Viewer, wait_until
@@ -16,6 +18,15 @@ OpenPage = Callable[[], Viewer]
 DESERT = "a red ball moves right in the desert"
 SEA = "a blue fish moves left under water"
 DARK_ROOM = "a white box sways in a dark room"
+
+
+DROP_RED = """async () => {
+  const canvas = new OffscreenCanvas(320, 192);
+  Object.assign(canvas.getContext("2d"), { fillStyle: "rgb(230, 30, 30)" }).fillRect(0, 0, 320, 192);
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([await canvas.convertToBlob()], "red.png"));
+  document.getElementById("video").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+}"""
 
 
 def warmth(viewer: Viewer) -> float:
@@ -213,6 +224,29 @@ def test_a_refused_message_is_shown_in_the_server_s_words(open_page: OpenPage) -
     wait_until(lambda: "strength" in viewer.trouble, "the server's answer")
     assert "{" not in viewer.trouble
     viewer.wait_for_frames()
+
+
+def test_a_picture_begins_the_stream_and_what_is_none_is_said_while_it_goes_on(open_page: OpenPage) -> None:
+    viewer = open_page()
+    choose = viewer.page.locator("#picture-file").set_input_files
+    choose({"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})  # this starts the stream, too
+    wait_until(lambda: "no picture that can be read" in viewer.trouble, "the server's sentence")
+    viewer.wait_for_state("live")
+    viewer.wait_for_frames()
+    assert viewer.page.is_hidden("#unpicture")
+    noise_HWC = np.random.default_rng(0).integers(0, 60, (1100, 1600, 3), np.uint8)
+    noise_HWC[..., 0] += 190
+    file = BytesIO()
+    Image.fromarray(noise_HWC).save(file, "PNG")  # 5 MB: the page makes it smaller
+    choose({"name": "red.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    wait_until(lambda: warmth(viewer) > 110, "a red picture", every_s=0.05)
+    assert "red.png" in viewer.page.inner_text("#picture-name")
+    assert viewer.trouble == ""
+    viewer.page.click("#unpicture")
+    wait_until(lambda: warmth(viewer) < 60, "the prompt's own picture")
+    assert viewer.page.is_hidden("#unpicture")
+    viewer.page.evaluate(DROP_RED)
+    wait_until(lambda: warmth(viewer) > 110, "the picture that was dropped", every_s=0.05)
 
 
 def test_the_page_is_used_from_the_keyboard_alone(open_page: OpenPage) -> None:

@@ -82,6 +82,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         b'{"student": {"unknown": 1}}',
         b'{"student": 5}',
         b'{"cache": null}',
+        b'{"cache": {"sink": 0, "window": 9, "rewrites": true}}',
     ],
     ids=repr,
 )

@@ -66,6 +66,38 @@ def test_whatever_the_sizes_the_past_is_the_sink_and_the_newest_window(
         assert cache.frames == len(cache.slots()) == len(seen(cache))
 
 
+def moving(keeps: float = 0.5) -> KVCache:
+    cache = KVCache(CacheConfig(sink=2, window=3, sink_keeps=keeps), layers=2, tokens=3, heads=1, head_dim=2)
+    push(cache, 0, 1)
+    push(cache, 10, 20, 30)
+    return cache
+
+
+def test_a_sink_that_moves_takes_in_what_leaves_the_window_each_frame_in_its_turn() -> None:
+    cache = moving()
+    assert seen(cache) == [0, 1, 10, 20, 30]
+    push(cache, 40)
+    assert seen(cache) == [5, 1, 20, 30, 40]
+    push(cache, 50, 60)
+    assert seen(cache) == [(5 + 30) / 2, (1 + 20) / 2, 40, 50, 60]
+    assert seen(moving(keeps=1.0))[:2] == [0, 1]
+
+
+def test_what_is_written_again_before_it_is_counted_moves_the_sink_once() -> None:
+    cache, block = moving(), torch.full((1, 1, 3, 1, 2), 40.0)
+    cache.write(1, block, -block)  # a chunk whose last pass has to be run again
+    push(cache, 40)
+    assert seen(cache) == [5, 1, 20, 30, 40]
+    before = cache.keys[0, :, :2].clone()
+    cache.write(0, block, -block, place=2)  # a past that is rewritten leaves nothing behind
+    assert torch.equal(cache.keys[0, :, :2], before)
+    cache.reset()
+    push(cache, 0, 1)
+    push(cache, 10, 20, 30)
+    push(cache, 40)
+    assert seen(cache) == [5, 1, 20, 30, 40]
+
+
 def test_reset_forgets_everything() -> None:
     cache = make()
     push(cache, 0, 1)

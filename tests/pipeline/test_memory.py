@@ -1,14 +1,19 @@
 """The reckoning of memory against the modules themselves, and its refusals."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
-from pipeline.memory import Plan, parameters, plan
-from pipeline.models import BASES, FAMILIES, Family, family
+from pipeline.memory import Plan, parameters, plan, text_bytes
+from pipeline.models import BASES, FAMILIES, Family, TextWeights, family
 from pipeline.student import Student
+from pipeline.umt5 import load_umt5
+from tests.app.tiny_wan import write_text
 
 
 @pytest.mark.parametrize(
@@ -26,10 +31,46 @@ def test_weights_are_counted_as_the_modules_have_them(base: str, billions: float
 def test_wans_autoencoder_is_counted_as_diffusers_has_it() -> None:
     with torch.device("meta"):
         codec = AutoencoderKLWan()
-    # The rest is UMT5-XXL's encoder: 24 layers of 4096 channels, and a table of 256384 pieces of words.
-    layer = 4 * 4096**2 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
-    encoder = 256384 * 4096 + 24 * layer + 4096
-    assert BASES["wan-14b"].beside == sum(value.numel() for value in codec.parameters()) + encoder
+    assert BASES["wan-14b"].codec == sum(value.numel() for value in codec.parameters())
+
+
+def test_wans_text_encoder_is_counted_as_transformers_has_it() -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    # UMT5-XXL's encoder: 24 layers of 4096 channels, and a table of 256384 pieces of words.
+    xxl = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+    with torch.device("meta"):
+        network = UMT5EncoderModel(xxl)
+    layers = [layer.weight for layer in network.modules() if type(layer) is torch.nn.Linear]
+    text = BASES["wan-1.3b"].text
+    assert text.layers == sum(weight.numel() for weight in layers)
+    assert text.rows == sum(len(weight) for weight in layers)
+    assert text.tables + text.layers == sum(value.numel() for value in network.parameters())
+
+
+def test_a_text_encoder_takes_the_room_that_is_reckoned_in_both_precisions(tmp_path: Path) -> None:
+    write_text(tmp_path)
+    for path in (tmp_path / "text_encoder").glob("*.safetensors"):  # as the hub has it
+        save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path)
+    room = {}
+    for bits in (16, 8):
+        network = load_umt5(tmp_path / "text_encoder", tmp_path / "tokenizer", bits=bits).network
+        held = {id(value): value.nbytes for value in (*network.parameters(), *network.buffers())}
+        room[bits] = sum(held.values())
+    layers = 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    text = TextWeights(room[16] // 2 - layers, layers, rows=2 * (4 * 32 + 2 * 48 + 32))
+    assert {bits: text_bytes(text, bits) for bits in room} == room
+
+
+def test_eight_bits_of_the_text_encoder_make_what_is_beside_smaller_and_nothing_else() -> None:
+    row = family("longlive")
+    full, small = (plan(row, 832, 480, text_bits=bits) for bits in (16, 8))
+    assert (full.student, full.past, full.work) == (small.student, small.past, small.work)
+    assert (round(full.beside / 1e9, 1), round(small.beside / 1e9, 1)) == (11.6, 7.0)
+    assert small.choose(full.whole - 10**9, None) == "whole"
+    with pytest.raises(PipelineError) as refused:
+        full.choose(full.whole - 10**9, None)
+    assert "--text-bits 8" in refused.value.remedy
 
 
 def test_the_past_is_as_large_as_the_cache_that_is_allocated() -> None:

@@ -58,6 +58,12 @@ def test_a_schedule_that_is_not_shifted_is_taken_as_it_stands() -> None:
     assert levels(family("streamdiffusion-v2").sampler) == pytest.approx([0.7, 0.5, 0.4, 0.2])
 
 
+def test_the_sink_of_reward_forcing_moves_and_no_other_does() -> None:
+    assert [(row.name, row.cache.sink_keeps) for row in FAMILIES if row.cache.sink_keeps != 1] == [
+        ("reward-forcing", 0.999)
+    ]
+
+
 def test_a_file_of_the_repo_that_is_not_the_rows_is_not_wanted() -> None:
     row = family("causal-forcing")
     assert row.wants("chunkwise/causal_forcing.pt")

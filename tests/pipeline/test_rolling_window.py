@@ -33,6 +33,17 @@ class Everything:
         over = max(0, now + chunk - TABLE)
         return numbers, [number if number < cache.sink else number - over for number in numbers]
 
+    def read(self, number: int, layer: int) -> tuple[Tensor, Tensor]:
+        """A frame's keys and values; of a sink that moves, averaged with all that have left the window, one by one."""
+        cache, (key, value) = self.config.cache, self.frames[number][layer]
+        if number < cache.sink and cache.sink_keeps < 1:
+            for left in range(cache.sink, len(self.frames) - cache.window):
+                if left % cache.sink == number:
+                    old_key, old_value = self.frames[left][layer]
+                    key = cache.sink_keeps * key + (1 - cache.sink_keeps) * old_key
+                    value = cache.sink_keeps * value + (1 - cache.sink_keeps) * old_value
+        return key, value
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens, chunk = self.config.tokens_per_frame, self.config.chunk
         self.own[layer] = (k, v)
@@ -42,7 +53,7 @@ class Everything:
             row = self.student.rope_rows([position], self.config.grid)
             own = number - len(self.frames)
             part = slice(own * tokens, (own + 1) * tokens)
-            key, value = self.frames[number][layer] if own < 0 else (k[:, part], v[:, part])
+            key, value = self.read(number, layer) if own < 0 else (k[:, part], v[:, part])
             keys.append(rotate(key, row))
             values.append(value)
             if own >= 0:
@@ -57,12 +68,15 @@ class Everything:
 
 
 @pytest.mark.parametrize("positions", ["window", "stream"])
-@pytest.mark.parametrize(("sink", "window", "chunk"), [(3, 6, 3), (0, 5, 1), (2, 3, 2)])
+@pytest.mark.parametrize(
+    ("sink", "window", "chunk", "keeps"),
+    [(3, 6, 3, 1), (0, 5, 1, 1), (2, 3, 2, 1), (3, 3, 3, 0.6), (2, 3, 2, 0.8)],
+)
 def test_forty_chunks_equal_a_list_that_forgets_nothing(
-    config: ModelConfig, positions: Literal["window", "stream"], sink: int, window: int, chunk: int
+    config: ModelConfig, positions: Literal["window", "stream"], sink: int, window: int, chunk: int, keeps: float
 ) -> None:
     shape = replace(config.student, in_channels=4, control_channels=0, rope_max_seq_len=TABLE)
-    cache_config = CacheConfig(sink=sink, window=window, positions=positions)
+    cache_config = CacheConfig(sink=sink, window=window, positions=positions, sink_keeps=keeps)
     config = replace(config, student=shape, chunk=chunk, cache=cache_config)
     torch.manual_seed(0)
     student = Student(shape).eval().requires_grad_(False)

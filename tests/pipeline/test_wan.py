@@ -12,8 +12,10 @@ from pipeline.codec import pixels_to_frames, to_bytes
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, RegionConfig, SamplerConfig
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
+from pipeline.kv_cache import KVCache
 from pipeline.prompts import Prompts
-from pipeline.student import Student
+from pipeline.sampler import clean_from_flow, draw_noise, levels, mix
+from pipeline.student import CachedAttention, Student
 from pipeline.tiny_codec import TinyDecoder
 from pipeline.wan import WanPair
 from pipeline.wan_codec import WanCodec
@@ -163,10 +165,6 @@ def test_without_a_pass_of_its_own_the_last_denoise_pass_writes_the_past(
     engine.step(state, RED)
     assert "cache" not in told and told.count("denoise_3") == 1
     # The same by hand: the last pass saw these latents at this level.
-    from pipeline.kv_cache import KVCache
-    from pipeline.sampler import clean_from_flow, draw_noise, levels, mix
-    from pipeline.student import CachedAttention
-
     cache = KVCache.of(lean)
     attend = CachedAttention(cache, student, lean.grid, 3)
     text = student.text_kv(engine.text.embed(RED.prompt))
@@ -183,6 +181,44 @@ def test_without_a_pass_of_its_own_the_last_denoise_pass_writes_the_past(
     # A source that is kept as it is has no denoise pass, so its past is written by one of its own.
     engine.step(state, replace(RED, strength=0.0), pictures(config, 12))
     assert told.count("cache") == 1
+
+
+@torch.inference_mode()  # which chooses how attention is reckoned
+def test_a_window_that_is_written_again_for_each_chunk_equals_a_past_that_is_made_of_nothing_each_time(
+    config: ModelConfig, pair: WanPair, student: Student
+) -> None:
+    config = replace(config, cache=CacheConfig(sink=0, window=3, rewrites=True))
+    engine, blue = Engine(config, pair, Prompts(read, 6), student), Controls("blue ball in the park")
+    engine.text.embed(blue.prompt)  # read, so that it is drawn at once
+    state, shape = engine.open(7), (1, 3, 4, *config.latent_size)
+    latents, pictures, words = torch.zeros(0, *shape[2:]), np.zeros((0, config.height, config.width, 3), np.uint8), None
+    for index in range(10):
+        controls = RED if index < 5 else blue
+        cache = KVCache.of(config)
+        if words is not None:
+            context = latents[-3:].clone()
+            if index > 1:  # nothing is before the oldest of the last nine pictures, as before a stream's first
+                oldest = pair.encode_push(pair.remember(), pixels_to_frames(torch.from_numpy(pictures[-9:-8])))
+                assert oldest is not None
+                context[:1] = oldest
+            attend = CachedAttention(cache, student, config.grid, 3)
+            attend.writing = True
+            student.predict(context[None], 0.0, words, attend)  # under the words that its frames were drawn from
+            cache.commit(3)
+        words, attend = (
+            student.text_kv(engine.text.embed(controls.prompt)),
+            CachedAttention(cache, student, config.grid, 3),
+        )
+        clean = torch.zeros(shape)
+        for step, sigma in enumerate(levels(config.sampler)):
+            noisy = mix(clean, draw_noise(shape, 7, index, step), sigma)
+            clean = clean_from_flow(noisy, student.predict(noisy, sigma, words, attend), sigma)
+        made = engine.step(state, controls)
+        np.testing.assert_allclose(made.latents_TCHW, clean[0].numpy(), atol=2e-5, rtol=2e-5, err_msg=f"chunk {index}")
+        latents = torch.cat((latents, torch.from_numpy(made.latents_TCHW)))
+        pictures = np.concatenate((pictures, made.frames_THWC))
+    painted = engine.step(state, replace(blue, regions=0.5)), engine.step(state, replace(blue, paint="1" + "0" * 5))
+    assert np.array_equal(painted[1].frames_THWC[-1][32:, 64:], painted[0].frames_THWC[-1][32:, 64:])
 
 
 def test_the_first_chunk_may_take_other_steps_and_a_viewer_any_where_the_model_knows_any(

@@ -10,6 +10,7 @@ from streaming.messages import (
     CandidateMessage,
     ControlsMessage,
     OfferMessage,
+    PictureMessage,
     PingMessage,
     ResetMessage,
     WireError,
@@ -29,6 +30,7 @@ def test_every_kind_is_read() -> None:
     assert parse('{"kind": "offer", "sdp": "v=0"}') == OfferMessage(kind="offer", sdp="v=0")
     assert parse('{"kind": "reset", "id": 3}') == ResetMessage(kind="reset", id=3)
     assert parse('{"kind": "ping", "id": 4}') == PingMessage(kind="ping", id=4)
+    assert parse('{"kind": "picture", "id": 5, "data": null}') == PictureMessage(kind="picture", id=5, data=None)
     candidate = {"kind": "candidate", "candidate": None, "sdpMid": "0", "sdpMLineIndex": 0}
     assert parse(json.dumps(candidate)) == CandidateMessage(**candidate)
 
@@ -109,6 +111,13 @@ def test_a_missing_field_is_named() -> None:
 def test_a_prompt_may_be_as_long_as_the_limit_and_no_longer() -> None:
     assert parse(json.dumps({"kind": "controls", "id": 1, "prompt": "x" * 20}), prompt_limit=20)
     assert code_of({"kind": "controls", "id": 1, "prompt": "x" * 21}, prompt_limit=20) == "prompt_too_long"
+
+
+def test_a_picture_may_be_larger_and_says_itself_when_it_is_too_large() -> None:
+    assert parse(json.dumps({"kind": "picture", "id": 1, "data": "A" * 699_000}))
+    assert code_of({"kind": "picture", "id": 1, "data": "A" * 720_000}) == "picture_too_large"
+    assert code_of({"kind": "picture", "id": 1}) == "field_missing"
+    assert code_of("x" * 2_000_000) == "message_too_large"
 
 
 def test_only_an_offer_may_be_large() -> None:
