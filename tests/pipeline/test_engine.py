@@ -320,3 +320,34 @@ def test_warming_up_leaves_no_trace_in_later_streams(engine: Engine) -> None:
     before = run(engine, engine.open(7), RED, RED)
     engine.warm_up()
     assert same(before, run(engine, engine.open(7), RED, RED))
+
+
+@pytest.fixture
+def open_gate(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
+    """A model that lets the frame before stay everywhere."""
+    config, student = gated[0], Student(gated[0].student)
+    student.load_state_dict(gated[1].state_dict())
+    with torch.no_grad():
+        for part, value in ((student.model.proj_out.weight, 0.0), (student.model.proj_out.bias, 100.0)):
+            part.unflatten(0, (-1, config.student.out_channels))[:, -1] = value
+    return Engine(config, codec, text, student.eval().requires_grad_(False))
+
+
+def test_an_open_gate_keeps_what_the_first_chunk_ended_with_until_the_stream_begins_again(open_gate: Engine) -> None:
+    state = open_gate.open(7)
+    first, *later = run(open_gate, state, *[RED] * 5)
+    assert not np.array_equal(first.latents_TCHW[0], first.latents_TCHW[1])
+    for chunk in later:
+        assert np.array_equal(chunk.latents_TCHW, first.latents_TCHW[[1, 1]])
+    open_gate.reset(state, 8)
+    other = open_gate.step(state, replace(RED, seed=8))
+    assert not np.array_equal(other.latents_TCHW[1], first.latents_TCHW[1])
+
+
+def test_what_is_painted_to_show_another_prompt_is_not_kept_by_a_gate(open_gate: Engine) -> None:
+    state, painted = open_gate.open(7), replace(RED, regions=0.5, paint="100" + "000")
+    before = run(open_gate, state, *[painted] * 5)[-1]
+    after = open_gate.step(state, replace(painted, prompt="blue ball"))
+    assert after.active_HW is not None and after.active_HW.sum() == 1
+    assert not np.array_equal(after.latents_TCHW[..., :2, :2], before.latents_TCHW[..., :2, :2])
+    assert np.array_equal(after.latents_TCHW[0, :, 2:], before.latents_TCHW[1, :, 2:])
