@@ -74,7 +74,7 @@ class SamplerConfig:
     """Flow-matching schedule. `steps` are the unshifted positions (out of 1000) of the denoise passes.
 
     prediction: what the transformer puts out: the flow (Wan); or the clean latents (a narrow model has no room to carry
-    the noise through); or those and, in one channel more, a gate: how much of the latent frame before the chunk stays,
+    the noise through); or those and, in one channel more, a gate: how much of the latent frame before each one stays,
     so that what stands still is not drawn anew. first_steps: those of a stream's first chunk, where they are others.
     any_steps: whether the model was trained for any number of passes, so that a viewer may choose it.
     """

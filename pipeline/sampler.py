@@ -67,14 +67,19 @@ def clean_from(
 ) -> Tensor:
     """Clean latents, from what the transformer put out: the flow, the clean latents themselves, or those and a gate.
 
-    last: the latent frame before, (B, 1, C, h, w) or one for each frame, which a gate lets through; None: none is.
+    last: the latent frame before these, (B, 1, C, h, w); None: a stream begins. A gate lets the frame before each one
+    through, which is the answer before it, but for the first.
     """
     if prediction == "flow":
         return clean_from_flow(noisy, out, sigma)
     if prediction == "clean":
         return out
-    clean, gate = out[:, :, :-1], out[:, :, -1:]
-    return clean if last is None else torch.lerp(clean, last.expand_as(clean), gate.sigmoid())
+    frames, gates = out[:, :, :-1].split(1, 1), out[:, :, -1:].sigmoid().split(1, 1)
+    kept: list[Tensor] = []
+    for frame, gate in zip(frames, gates, strict=True):
+        kept.append(frame if last is None else torch.lerp(frame, last.expand_as(frame), gate))
+        last = kept[-1]
+    return torch.cat(kept, 1)
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:

@@ -89,11 +89,16 @@ def said(
 def clean_chunks(
     out_BTCHW: Tensor, past_BTCHW: Tensor, noisy_BTCHW: Tensor, sigmas_BK: Tensor, config: ModelConfig
 ) -> Tensor:
-    """The same, from what the transformer put out. A gate lets through the past's last frame before each chunk."""
+    """The same, from what the transformer put out. Before a chunk's first frame is the past's last one, for a gate."""
     kind, each, sigmas = config.sampler.prediction, config.chunk, per_frame(sigmas_BK, config)
-    last = past_BTCHW[:, each - 1 : -each : each].repeat_interleave(each, 1)
     first = clean_from(kind, out_BTCHW[:, :each], noisy_BTCHW[:, :each], sigmas[:, :each])
-    others = clean_from(kind, out_BTCHW[:, each:], noisy_BTCHW[:, each:], sigmas[:, each:], last)
+    if out_BTCHW.shape[1] == each:
+        return first
+    last = past_BTCHW[:, each - 1 : -each : each].flatten(0, 1)[:, None]
+    out, noisy, sigma = (
+        part[:, each:].unflatten(1, (-1, each)).flatten(0, 1) for part in (out_BTCHW, noisy_BTCHW, sigmas)
+    )
+    others = clean_from(kind, out, noisy, sigma, last).unflatten(0, (len(first), -1)).flatten(1, 2)
     return torch.cat([first, others], 1)
 
 

@@ -118,20 +118,21 @@ def imperfect_past(
 
 
 def held(clean: Tensor, past: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Clips as a gate should leave them: a cell that stands still stays as the past before its chunk has it.
+    """Clips as a gate should leave them: a cell that stands still stays as the frame before has it.
 
-    Not where that is far from the truth: there it is to be put right. The second tensor says which cells stay,
-    (B, T, 1, h, w), boolean.
+    Before a chunk that is the past's; not where it is far from the truth: there it is to be put right. The second
+    tensor says which cells stay, (B, T, 1, h, w), boolean.
     """
-    each = config.chunk
-    true, seen = (clips[:, each - 1 : -each : each].repeat_interleave(each, 1) for clips in (clean, past))
-    stands, near = (
-        (part.square().mean(2, keepdim=True).sqrt() < limit)
-        for part, limit in ((clean[:, each:] - true, STILL), (seen - true, NEAR))
-    )
-    stays = stands & near
-    target = torch.cat([clean[:, :each], torch.where(stays, seen, clean[:, each:])], 1)
-    return target, torch.cat([torch.zeros_like(stays[:, :each]), stays], 1)
+    target, stays = [clean[:, 0]], [torch.zeros_like(clean[:, 0, :1], dtype=torch.bool)]
+    for frame in range(1, clean.shape[1]):
+        true, seen = clean[:, frame - 1], past[:, frame - 1] if frame % config.chunk == 0 else target[-1]
+        stands, near = (
+            part.square().mean(1, keepdim=True).sqrt() < limit
+            for part, limit in ((clean[:, frame] - true, STILL), (seen - true, NEAR))
+        )
+        stays.append(stands & near)
+        target.append(torch.where(stays[-1], seen, clean[:, frame]))
+    return torch.stack(target, 1), torch.stack(stays, 1)
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -199,11 +200,12 @@ def train_teacher(
         weight = (per_frame(known, config) * (1 + MOVER_WEIGHT * movers[:, :, None])).to(device).expand_as(clean)
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()
         figures = {"opening" if alone else "clip": error.item()}
-        if stays is None or alone:
+        if stays is None:
             return error, figures
         # Between two answers that are both nearly right, the error alone hardly moves a gate.
-        said_to_stay, later = out[:, config.chunk :, -1:], slice(config.chunk, None)
-        wrong = F.binary_cross_entropy_with_logits(said_to_stay, stays[:, later].float(), weight=weight[:, later, :1])
+        # A stream's first frame has none before it.
+        answers = out[:, 1:, -1:], stays[:, 1:].float()
+        wrong = F.binary_cross_entropy_with_logits(*answers, weight=weight[:, 1:, :1])
         return error + GATE_WEIGHT * wrong, figures | {"gate": wrong.item()}
 
     trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))
