@@ -6,6 +6,7 @@ before anything is computed, and the first denoise pass's estimate of the chunk,
 nothing to hold: the light changed, or all that has texture moved. Knows nothing of ages, buckets and keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,10 +102,11 @@ class SourceMotion:
     def _noise_of(self, blocks_TCHW: Tensor) -> float:
         """Deviation of a block from picture to picture, by the median: what moves is not the half. Rises slowly."""
         step = blocks_TCHW[1:] - blocks_TCHW[:-1]
-        fine = step - F.avg_pool2d(step, 3, 1, 1)  # of what moves, this leaves the outlines
+        around = F.avg_pool2d(step, 3)  # of every ninth block; more would cost what the rest of a look does
+        rows, columns = around.shape[2:]
+        fine = step[..., 1::3, 1::3][..., :rows, :columns] - around  # of what moves, this leaves the outlines
         # A slow camera repeats pictures: the pair that differs most tells.
-        some = fine.abs().flatten(1)[:, ::3]  # a median of thousands; more would cost what the rest of a look does
-        now = min(NOISE_LIMIT, 1.57 * float(some.median(1).values.max()) / 2**0.5)
+        now = min(NOISE_LIMIT, 1.57 * float(fine.abs().flatten(1).median(1).values.max()) / 2**0.5)
         return now if self.noise is None else min(now, 1.1 * self.noise + 0.0005)
 
 
@@ -150,9 +152,17 @@ class ProbeMotion:
 
 
 def block_means(frames_TCHW: Tensor) -> Tensor:
-    """As `avg_pool2d` over BLOCK; rows first, which is several times faster where channels are last in memory."""
-    rows = frames_TCHW.permute(0, 2, 3, 1).unflatten(1, (-1, BLOCK)).sum(2)
-    return (rows.unflatten(2, (-1, BLOCK)).sum(3) / BLOCK**2).permute(0, 3, 1, 2).contiguous()
+    """As `avg_pool2d` over BLOCK; rows first and without a reduction, which is several times faster where channels are
+    last in memory."""
+    rows = _summed(frames_TCHW.permute(0, 2, 3, 1).unflatten(1, (-1, BLOCK)).unbind(2))
+    return _summed(rows.unflatten(2, (-1, BLOCK)).unbind(3)).div_(BLOCK**2).permute(0, 3, 1, 2).contiguous()
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total
 
 
 def gains_of(blocks_TCHW: Tensor, reference_CHW: Tensor) -> Tensor:
