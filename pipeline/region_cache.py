@@ -85,15 +85,21 @@ class RegionCache:
         self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
         return whole
 
-    def show(self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None) -> Tensor:
+    def show(
+        self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None, moved_HW: Tensor | None = None
+    ) -> Tensor:
         """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
 
         Held tiles show the same bytes in all of them; towards them the others blend into what was there. faded: tiles
-        that did not move, which come in picture by picture as well.
+        that did not move, which come in picture by picture as well. moved_HW: blocks of pixels that do not blend, else
+        what left them would be seen there still.
         """
         if tiles is not None:
             count, device = len(frames_TCHW), frames_TCHW.device
             share = tiles.gather(soft_mask(tiles, self.picture_CHW)[None])
+            if moved_HW is not None:
+                new, size = tiles.gather(moved_HW[None]), self.picture_CHW.shape[-1] // moved_HW.shape[-1]
+                share = share.maximum(new.repeat_interleave(size, 1).repeat_interleave(size, 2))
             if faded is not None and len(faded):
                 rising = torch.linspace(0, 1, count + 1, device=device)[1:, None, None, None]
                 slow = torch.isin(tiles.index_N, faded.index_N).repeat_interleave(TILE_PIXELS)[:, None]

@@ -83,6 +83,37 @@ def test_a_slow_drift_of_brightness_is_followed_by_all_at_once_and_a_small_one_b
     assert motion.look(clip(gain=1.06), PER_LATENT, True, Sensitivity.of(0.5)) is None
 
 
+def test_light_is_followed_where_a_person_could_see_it_and_once() -> None:
+    """Bright tiles before dark ones; what was followed is not asked for again, and a mover is told from both."""
+
+    def lit(gain: float, *boxes: tuple[int, int, int, int]) -> Tensor:
+        frames = clip(*boxes)
+        frames[..., 96:] = (frames[..., 96:] + 1) * 0.3 - 1
+        return (frames + 1) * gain - 1
+
+    dial = 0.5
+    motion = settled(dial, lit(1))
+    assert not look(motion, lit(1.02), dial).any()
+    followed = look(motion, lit(1.06), dial)
+    assert followed[:, :3].all()
+    assert not followed[:, 3:].any()
+    assert not look(motion, lit(1.06), dial).any()
+    mover = look(motion, lit(1.06, *[(40, 136, 12, 12)] * 8), dial)
+    assert mover[1, 4]
+    assert mover.sum() == 1
+    back = look(motion, lit(1, *[(40, 136, 12, 12)] * 8), dial)
+    assert back[:, :3].all()
+    assert not back[:, 3].any()
+
+
+def test_blocks_that_moved_are_told_with_those_around_them() -> None:
+    motion = settled(0.5, clip())
+    look(motion, clip(*[(40, 40, 16, 16)] * 8), 0.5)
+    moved = motion.moved_HW
+    assert moved[9:15, 9:15].all()
+    assert moved.sum() == 36
+
+
 def test_a_camera_that_moves_leaves_nothing_to_hold() -> None:
     motion = settled(0.5, clip())
     panned = torch.stack([room().roll(3 + step, -1) for step in range(PICTURES)])
