@@ -66,6 +66,7 @@ class SourceMotion:
 
     def reset(self) -> None:
         self.moving_HW[:] = False
+        self.light_HW.fill_(1)
         self.noise = None
 
     def look(self, frames_TCHW: Tensor, per_latent: int, held: bool, sensitivity: Sensitivity) -> np.ndarray | None:
@@ -73,6 +74,7 @@ class SourceMotion:
         blocks = block_means(frames_TCHW.float())
         self._newest_CHW.copy_(blocks[-per_latent:].mean(0))
         self._newest_light.fill_(1)
+        self.moved_HW.zero_()
         self.noise = self._noise_of(blocks)
         if not held:
             return None
@@ -102,12 +104,9 @@ class SourceMotion:
             self.reference_CHW.copy_(self._newest_CHW)
             self.light_HW.fill_(1)
         else:
-            chosen, made = (
-                over_blocks(mask_HW, self.reference_CHW.device),
-                (self._newest_CHW + 1) / self._newest_light - 1,
-            )
-            torch.where(chosen, made, self.reference_CHW, out=self.reference_CHW)
-            self.light_HW[torch.from_numpy(mask_HW).to(self.light_HW.device)] = self._newest_light
+            device, made = self.reference_CHW.device, (self._newest_CHW + 1) / self._newest_light - 1
+            torch.where(over_blocks(mask_HW, device), made, self.reference_CHW, out=self.reference_CHW)
+            self.light_HW[torch.from_numpy(mask_HW).to(device)] = self._newest_light
 
     def _changed(self, level_TCHW: Tensor, per_latent: int, sensitivity: Sensitivity) -> Tensor:
         """Blocks that changed: clearly in one picture, or a little in all of them. Where it moved, less will do."""
