@@ -156,6 +156,20 @@ def test_the_probe_sees_what_will_change_above_what_noise_does_to_it() -> None:
     assert mask.sum() == 1
 
 
+def test_where_the_first_pass_leaves_still_places_exactly_as_they_were_a_small_change_is_no_motion_yet() -> None:
+    """As a gate over the frame before does: no noise is left to set the limit by."""
+    motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.5)
+    still = torch.randn(1, 8, 6, 10, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
+    motion.look(still, False, sensitivity)
+    motion.keep(torch.zeros(6, 10), None, sensitivity)
+    for change, moved in ((0.5, 0), (2, 1)):
+        drawn = still.clone()
+        drawn[:, :, 2:4, 4:6] += change * sensitivity.drift
+        mask = motion.look(drawn, True, sensitivity)
+        assert mask is not None
+        assert mask.sum() == moved
+
+
 def test_what_moved_a_chunk_ago_is_computed_once_more() -> None:
     motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.8)
     still = torch.zeros(2, 8, 6, 10)
