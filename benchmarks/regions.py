@@ -77,8 +77,9 @@ def main(
     scenarios = [row for row in rows if row["mode"] not in ("given mask", "carry")]
     if any(row.get("psnr_active") is not None for row in scenarios):
         plot_quality(scenarios, folder / "region-quality.png")
-    print(table([row for row in rows if row["mode"] not in ("given mask", "carry")]), end="\n\n")
-    print(table([row for row in rows if row["mode"] == "carry"]))
+    for told in (scenarios, [row for row in rows if row["mode"] == "carry"]):
+        if told:
+            print(table(told), end="\n\n")
 
 
 if __name__ == "__main__":
