@@ -17,7 +17,7 @@ from app import bench_figures as figures
 from app.bench_engine import count_operations, describe_machine, floors, measure_engine
 from app.bench_figures import LOADED, Report
 from app.bench_live import measure_live
-from app.bench_regions import READ, TOLD, Row, measure_regions
+from app.bench_regions import Row, measure_regions
 from app.bench_viewer import Plan
 from app.errors import AppError
 from app.worker import LoadEngine, default_threads
@@ -25,6 +25,30 @@ from app.worker import LoadEngine, default_threads
 SESSIONS = 10
 PROMPT_CHANGES = 20
 QUICK_S = 10.0
+
+# Tables of `--regions`: figures by their keys, under a shorter name.
+REGIONS = {
+    "Time and mask": {
+        "active_fraction": "tiles",
+        "speedup": "speedup",
+        "cpu_speedup": "cpu",
+        "mask_recall": "recall",
+        "mask_precision": "precision",
+    },
+    "Likeness where it moves": {
+        "psnr_active": "psnr",
+        "ssim_active": "ssim",
+        "gmsd_active": "gmsd",
+        "lpips_active": "lpips",
+    },
+    "Held, and in between": {
+        "static_error_ratio": "static error",
+        "seam": "seam",
+        "pop": "pop",
+        "flow_ratio": "flow",
+    },
+    "Free runs": {"motion_gap": "motion gap", "probe_gap": "probe gap", "fd_ratio": "fd ratio"},
+}
 
 command = typer.Typer(add_completion=False)
 
@@ -58,7 +82,8 @@ def bench(
     if regions:
         with notes.status("Dense beside sparse"):
             rows = measure_regions(model, chosen, dial, chunks, scenario or [], probe)
-        console.print(regions_table(rows))
+        for table in regions_tables(rows):
+            console.print(table)
         if probe is None:
             notes.print("No free runs without --probe: motion_gap, probe_gap and fd_ratio are null.")
         text = json.dumps({"threads": chosen, "dial": dial, "chunks": chunks, "regions": rows})
@@ -124,12 +149,19 @@ def tables(report: Report) -> list[Table]:
     return [machine, stages, engine, live]
 
 
-def regions_table(rows: list[Row]) -> Table:
-    table = Table("Size", "Mode", "Scenario", *(_right(name.replace("_", " ")) for name in (*TOLD, *READ)))
-    for row in rows:
-        values = ("" if row[name] is None else f"{row[name]:.2f}" for name in (*TOLD, *READ))
-        table.add_row(row["size"], row["mode"], row["scenario"] or "", *values)
-    return table
+def regions_tables(rows: list[Row]) -> list[Table]:
+    """All that was measured, as tables that 80 columns hold; what no row has is left out."""
+    made = []
+    for title, names in REGIONS.items():
+        told = [key for key in names if any(row[key] is not None for row in rows)]
+        table = Table(Column(title, no_wrap=True, max_width=28), *(_right(names[key]) for key in told))
+        for row in rows:
+            if any(row[key] is not None for key in told):
+                values = ("" if row[key] is None else f"{row[key]:.2f}" for key in told)
+                table.add_row(row["scenario"] or f"{row['size']}, {row['mode']}", *values)
+        if told:
+            made.append(table)
+    return made
 
 
 def _right(name: str) -> Column:

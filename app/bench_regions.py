@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from app import region_figures as figures
+from app.perceptual import Distance, find_lpips, perceived
 from app.region_scenes import scenes, shoot
 from pipeline.chunk import Chunk, Controls
 
@@ -31,8 +32,8 @@ SPEED, WIDE, CARRY = "speed", "speed-wide", "carry"
 OTHER_SEED = 1_000_003
 DRAWS = 4  # of a text's chunk, to tell motion from chance
 TOLD = (
-    *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "gmsd_active", "static_error_ratio"),
-    *("seam", "pop", "flow_ratio", "mask_recall", "mask_precision"),
+    *("active_fraction", "speedup", "cpu_speedup", "psnr_active", "ssim_active", "gmsd_active", "lpips_active"),
+    *("static_error_ratio", "seam", "pop", "flow_ratio", "mask_recall", "mask_precision"),
 )
 READ = ("motion_gap", "probe_gap", "fd_ratio")  # of free runs, by a probe; null without one
 FREE, FREE_CHUNKS = "free run", 250
@@ -50,7 +51,7 @@ def measure_regions(
     from app.region_free import free_run
     from pipeline.engine import Engine
 
-    reader = None if probe is None else read_probe(probe)
+    reader, lpips = None if probe is None else read_probe(probe), find_lpips()
     engine = Engine.load(model, threads=threads)
     config = engine.config
     size = f"{config.width}x{config.height}"
@@ -64,12 +65,12 @@ def measure_regions(
     for name, (scene, noise) in scenes(config.width, config.height).items():
         if not names or name in names:
             sources = [shoot(scene, noise, index) for index in range(chunks)]
-            rows.append(run(engine, Controls(FOLLOWED, regions=dial), sources, name) | {"size": size, "mode": "webcam"})
+            made = run(engine, Controls(FOLLOWED, regions=dial), sources, name, lpips)
+            rows.append(made | {"size": size, "mode": "webcam"})
     for name in TEXTS:
         if not names or name in names:
-            rows.append(
-                run(engine, Controls(name, regions=dial), [None] * chunks, name) | {"size": size, "mode": "text"}
-            )
+            made = run(engine, Controls(name, regions=dial), [None] * chunks, name, lpips)
+            rows.append(made | {"size": size, "mode": "text"})
     if reader is not None and (not names or FREE in names):
         for mode in ("webcam", "text"):
             gaps = free_run(engine, reader, dial, FREE_CHUNKS, mode == "webcam")
@@ -175,13 +176,13 @@ def paired(dense: Clock, sparse: Clock) -> Row:
     return {"dense_ms": dense_ms, "sparse_ms": sparse_ms, "speedup": dense_ms / sparse_ms, "cpu_speedup": cpu}
 
 
-def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
+def run(engine: Any, controls: Controls, sources: list[Any], name: str, lpips: Distance | None = None) -> Row:
     """One scenario. sources: for each chunk (true pictures, seen pictures), or None."""
     state, dense, sparse = engine.open(controls.seed), Clock(), Clock()
     plain = replace(controls, regions=0.0)
     active: list[float] = []
     found: dict[str, list[float | None]] = {
-        key: [] for key in ("psnr", "ssim", "gmsd", "static", "floor", "seam", "seam_0")
+        key: [] for key in ("psnr", "ssim", "gmsd", "lpips", "static", "floor", "seam", "seam_0")
     }
     found |= {key: [] for key in ("pop", "pop_0", "flow", "flow_0")}
     masks: list[tuple[np.ndarray, np.ndarray]] = []
@@ -204,7 +205,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
             if chunk.active_HW is not None:
                 floor.seed += OTHER_SEED
                 again = engine.step(floor, replace(plain, seed=floor.seed), seen)
-                compare(found, chunk, other, again, shown)
+                compare(found, chunk, other, again, shown, lpips)
             # What the held tiles stand on against what is there now. For text, against several dense draws of the
             # chunk: what changes no more than they differ among themselves is texture drawn afresh, and no motion.
             if true is not None and stood_on is not None:
@@ -233,6 +234,7 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
         "psnr_active": of["psnr"],
         "ssim_active": of["ssim"],
         "gmsd_active": of["gmsd"],
+        "lpips_active": of["lpips"],
         "static_error_ratio": figures.ratio(of["static"], of["floor"]),
         "seam": figures.ratio(of["seam"], of["seam_0"]),
         "pop": figures.ratio(of["pop"], of["pop_0"]),
@@ -243,7 +245,12 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str) -> Row:
 
 
 def compare(
-    found: dict[str, list[float | None]], ours: Chunk, dense: Chunk, again: Chunk, shown_HWC: np.ndarray
+    found: dict[str, list[float | None]],
+    ours: Chunk,
+    dense: Chunk,
+    again: Chunk,
+    shown_HWC: np.ndarray,
+    lpips: Distance | None,
 ) -> None:
     """ours and dense from one state with the same noise, again with other noise; what was shown before."""
     assert ours.active_HW is not None
@@ -254,6 +261,7 @@ def compare(
     found["psnr"].append(figures.psnr(a, b, area))
     found["ssim"].append(figures.ssim(a, b, area))
     found["gmsd"].append(figures.gmsd(a, b, area))
+    found["lpips"].append(perceived(lpips, a, b, area))
     found["static"].append(figures.rms(a, b, ~mask))
     found["floor"].append(figures.rms(c, b, ~mask))
     found["seam"].append(figures.seam(a, moved))

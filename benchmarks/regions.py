@@ -1,8 +1,9 @@
 """Tables and plots from results of `stillstream bench --regions --out`: speed against the share of tiles, and quality.
 
     .venv/bin/python benchmarks/regions.py docs one.json two.json
+    .venv/bin/python benchmarks/regions.py docs one.json --strips
 
-Measures nothing.
+Measures nothing; with --strips the pocket student also draws dense chunks beside sparse ones.
 """
 
 import json
@@ -13,6 +14,8 @@ import typer
 from matplotlib import pyplot
 
 from app.bench_regions import READ, TOLD
+from app.region_strips import draw_strips
+from pipeline.engine import Engine
 
 LIMITS = {"psnr_active": 27.0, "ssim_active": 0.93, "static_error_ratio": 1.2}  # the last: at most
 
@@ -57,7 +60,15 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main(folder: Path, paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)]) -> None:
+def main(
+    folder: Path,
+    paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    strips: Annotated[bool, typer.Option("--strips", help="Draw strips of pictures too.")] = False,
+    dial: Annotated[float, typer.Option(min=0.01, max=1, help="Of the strips: from quality to speed.")] = 0.5,
+) -> None:
+    if strips:
+        for path in draw_strips(Engine.load(), folder / "region-caching", dial):
+            print(path)
     rows = [row for path in paths for row in json.loads(path.read_text())["regions"]]
     given = [row for row in rows if row["mode"] == "given mask"]
     if given:
@@ -66,8 +77,9 @@ def main(folder: Path, paths: Annotated[list[Path], typer.Argument(exists=True, 
     scenarios = [row for row in rows if row["mode"] not in ("given mask", "carry")]
     if any(row.get("psnr_active") is not None for row in scenarios):
         plot_quality(scenarios, folder / "region-quality.png")
-    print(table([row for row in rows if row["mode"] not in ("given mask", "carry")]), end="\n\n")
-    print(table([row for row in rows if row["mode"] == "carry"]))
+    for told in (scenarios, [row for row in rows if row["mode"] == "carry"]):
+        if told:
+            print(table(told), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -142,11 +142,14 @@ class TileMemory:
 
     A whole chunk is computed as ever and remembered. Of chosen tiles each layer computes their own part and reads what
     lies around them here, as it was when it was last computed: nothing is computed twice, and a held neighbour is seen
-    as it is shown. maps: (T, H + 2, W + 2, C) in the order in which the layers ask, with a border of zeros.
+    as it is shown. maps: (T, H + 2, W + 2, C) in the order in which the layers ask, with a border of zeros. wholes:
+    what the layers saw of a whole chunk, as it came; it goes into the maps once chosen tiles follow, which where
+    everything moves they never do.
     """
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
+        self.wholes: list[Tensor] = []
         self.valid = False
         self._last: Tiles | None = None
 
@@ -154,43 +157,53 @@ class TileMemory:
         """For one run over a chunk: of these tiles, (T * n, C, h, w), or of all, (T, C, H, W)."""
         assert tiles is None or self.valid, "chosen tiles need neighbours that were computed"
         before, self._last, self.valid, place = self._last, tiles, True, iter(range(1 << 20))
-        known: dict[tuple[bool, int], Tensor] = {}
+        wholes = [] if tiles is None else self.wholes
+        self.wholes = []
+        known: dict[tuple[str, int], Tensor] = {}
 
-        def cells(of: Tiles, size: int, width: int, new: bool) -> Tensor:
+        def cells(of: Tiles, size: int, width: int, which: str) -> Tensor:
             """Where in a map the cells of these tiles are, tile by tile."""
-            if (new, size) not in known:
+            if (which, size) not in known:
                 y, x = of.index_N // of.columns * size + 1, of.index_N % of.columns * size + 1
                 step = torch.arange(size, device=y.device)
                 rows, columns = y[:, None, None] + step[:, None], x[:, None, None] + step
-                known[new, size] = (rows * width + columns).flatten()
-            return known[new, size]
+                known[which, size] = (rows * width + columns).flatten()
+            return known[which, size]
+
+        def around(own: Tensor, size: int, width: int) -> Tensor:
+            """The same of each cell's nine neighbours."""
+            if ("around", size) not in known:
+                step = torch.arange(-1, 2, device=own.device)
+                known["around", size] = (own[:, None, None] + step[:, None] * width + step).flatten()
+            return known["around", size]
+
+        def map_of(index: int) -> Tensor:
+            if before is None:  # the chunk before was whole, and its newest frame stands for every frame
+                whole_TCHW = wholes[index]
+                count, channels, height, width = whole_TCHW.shape
+                if index == len(self.maps):
+                    self.maps.append(whole_TCHW.new_zeros(count, height + 2, width + 2, channels))
+                self.maps[index][:, 1:-1, 1:-1] = whole_TCHW[-1].permute(1, 2, 0)
+            return self.maps[index]
 
         def whole(layer: nn.Conv2d, x: Tensor) -> Tensor:
             if layer.kernel_size != (1, 1):
-                index, (count, channels, height, width) = next(place), x.shape
-                if index == len(self.maps):
-                    self.maps.append(x.new_zeros(count, height + 2, width + 2, channels))
-                self.maps[index][-1, 1:-1, 1:-1] = x[-1].permute(1, 2, 0)  # chosen tiles read the newest alone
+                self.wholes.append(x)
             return layer(x)
 
         def chosen(layer: nn.Conv2d, x: Tensor) -> Tensor:
             if layer.kernel_size == (1, 1):
                 return layer(x)
             assert tiles is not None
-            seen, size = self.maps[next(place)], x.shape[-1]
+            seen, size = map_of(next(place)), x.shape[-1]
             (count, _, width, channels), flat = seen.shape, seen.flatten(1, 2)
-            # What was computed a chunk ago and is held now: its newest frame stands for every frame.
-            if before is None:
-                flat[:-1] = flat[-1:]
-            else:
-                stale = cells(before, size, width, False)
+            if before is not None:  # computed a chunk ago and perhaps held now
+                stale = cells(before, size, width, "stale")
                 flat[:-1].index_copy_(1, stale, flat[-1:].index_select(1, stale).expand(count - 1, -1, -1))
-            own = cells(tiles, size, width, True)
+            own = cells(tiles, size, width, "own")
             flat.index_copy_(1, own, x.permute(0, 2, 3, 1).reshape(count, -1, channels))
             # The convolution as one product: a library's own is slow on many small pictures.
-            step = torch.arange(-1, 2, device=own.device)
-            around = (own[:, None, None] + step[:, None] * width + step).flatten()
-            columns = flat.index_select(1, around).view(-1, 9 * channels)
+            columns = flat.index_select(1, around(own, size, width)).view(-1, 9 * channels)
             made = F.linear(columns, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
             return made.view(-1, size, size, len(layer.weight)).permute(0, 3, 1, 2)
 
@@ -198,6 +211,7 @@ class TileMemory:
 
     def reset(self) -> None:
         self.valid = False
+        self.wholes = []
 
 
 @dataclass

@@ -282,4 +282,5 @@ class Engine:
         whole, drawn = plan.keep(clean)
         pictures = to_bytes(self.codec.decode_tiles(state.decoder, whole[0], drawn))
         faded = None if plan.refreshed_HW is None else Tiles.of(plan.refreshed_HW, self.device)
-        return whole, plan.regions.show(pictures, drawn, faded)
+        moved_HW = plan.regions.source.moved_HW if plan.sourced else None
+        return whole, plan.regions.show(pictures, drawn, faded, moved_HW)

@@ -3,9 +3,10 @@
 A tile is compared with what its held value was made from, never with the picture before: slow change adds up until it
 is seen, and whoever left a tile differs from it. Two things can be compared: the pictures of a source, which are known
 before anything is computed, and the first denoise pass's estimate of the chunk, the probe. `None` means that there is
-nothing to hold: the light changed, or all that has texture moved. Knows nothing of ages, buckets and keys.
+nothing to hold: all changed, or all that has texture moved. Knows nothing of ages, buckets and keys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from pipeline.config import TILE_PIXELS
 
 BLOCK = 4  # pixels: what is compared are means over blocks, which sensor noise hardly moves
 BLOCKS = TILE_PIXELS // BLOCK
-GAIN_LIMIT = 0.03  # brightness may drift so far from the held pictures before all of them follow
+GAIN_LIMIT = 0.1  # brightness may drift so far since all was computed before all is computed again
+SEEN_LIGHT = 0.057  # of 2: a change by light alone that a person nearly sees; then a tile follows
 NOISE_LIMIT = 0.03  # of 2: more than this is motion, whatever else it looks like
 TEXTURE = 0.03  # deviation within a tile that shows motion at all
 MOVED_SHARE = 0.6  # of the textured tiles: the camera moves
@@ -43,47 +45,68 @@ class Sensitivity:
         def between(low: float, high: float) -> float:
             return low + dial * (high - low)
 
-        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(1.8, 0.8)), between(0.08, 0.20), dial < 0.5)
+        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(1.0, -0.2)), between(0.08, 0.20), dial < 0.5)
 
 
 class SourceMotion:
-    """Compares a source's pictures with those that held tiles were made from."""
+    """Compares a source's pictures with those that held tiles were made from.
+
+    Tiles are made at different times and in different light: the reference has all of them in the light in which all
+    were last made, and light_HW says how much brighter than that it was when each was. moved_HW: blocks that moved,
+    with those around them.
+    """
 
     def __init__(self, device: torch.device | str, height: int, width: int) -> None:
         self.reference_CHW = torch.zeros(3, height // BLOCK, width // BLOCK, device=device)
         self.moving_HW = np.zeros((height // TILE_PIXELS, width // TILE_PIXELS), bool)
+        self.light_HW = torch.ones(self.moving_HW.shape, device=device)
+        self.moved_HW = self.reference_CHW.new_zeros(self.reference_CHW.shape[1:], dtype=torch.bool)
         self.noise: float | None = None
-        self._newest_CHW = self.reference_CHW.clone()
+        self._newest_CHW, self._newest_light = self.reference_CHW.clone(), self.light_HW.new_ones(())
 
     def reset(self) -> None:
         self.moving_HW[:] = False
+        self.light_HW.fill_(1)
         self.noise = None
 
     def look(self, frames_TCHW: Tensor, per_latent: int, held: bool, sensitivity: Sensitivity) -> np.ndarray | None:
         """The mask of a chunk of pictures from -1 to 1. held: whether there is anything to compare with."""
         blocks = block_means(frames_TCHW.float())
         self._newest_CHW.copy_(blocks[-per_latent:].mean(0))
+        self._newest_light.fill_(1)
+        self.moved_HW.zero_()
         self.noise = self._noise_of(blocks)
         if not held:
             return None
         gains = gains_of(blocks, self.reference_CHW)
+        self._newest_light.copy_(gains[-per_latent:].mean())
         if float(gains.log().abs().max()) > GAIN_LIMIT:
             return None
         level = (blocks + 1) / gains[:, None, None, None] - 1
         changed = self._changed(level, per_latent, sensitivity)
-        self.moving_HW = tiles_of(changed)
+        self.moving_HW, self.moved_HW = tiles_of(changed), F.max_pool2d(changed[None].float(), 3, 1, 1)[0] > 0
         if camera_moves(self.moving_HW, self.reference_CHW):
             return None
         side = 2 * sensitivity.margin + 1
-        return tiles_of(F.max_pool2d(changed[None].float(), side, 1, sensitivity.margin)[0] > 0)
+        mask = tiles_of(F.max_pool2d(changed[None].float(), side, 1, sensitivity.margin)[0] > 0) | self._lit(gains)
+        return None if mask.all() else mask
+
+    def _lit(self, gains_T: Tensor) -> np.ndarray:
+        """Tiles that light alone has changed: bright ones are seen to before dark ones are."""
+        brightest_HW = F.max_pool2d(self.reference_CHW.amax(0)[None], BLOCKS)[0] + 1
+        off_HW = (gains_T[:, None, None] - self.light_HW).abs().amax(0)
+        lit: np.ndarray = (brightest_HW * off_HW > SEEN_LIGHT).cpu().numpy()
+        return lit
 
     def keep(self, mask_HW: np.ndarray | None) -> None:
         """These tiles (None: all) are now made from the newest pictures."""
         if mask_HW is None:
             self.reference_CHW.copy_(self._newest_CHW)
+            self.light_HW.fill_(1)
         else:
-            chosen = over_blocks(mask_HW, self.reference_CHW.device)
-            torch.where(chosen, self._newest_CHW, self.reference_CHW, out=self.reference_CHW)
+            device, made = self.reference_CHW.device, (self._newest_CHW + 1) / self._newest_light - 1
+            torch.where(over_blocks(mask_HW, device), made, self.reference_CHW, out=self.reference_CHW)
+            self.light_HW[torch.from_numpy(mask_HW).to(device)] = self._newest_light
 
     def _changed(self, level_TCHW: Tensor, per_latent: int, sensitivity: Sensitivity) -> Tensor:
         """Blocks that changed: clearly in one picture, or a little in all of them. Where it moved, less will do."""
@@ -101,10 +124,11 @@ class SourceMotion:
     def _noise_of(self, blocks_TCHW: Tensor) -> float:
         """Deviation of a block from picture to picture, by the median: what moves is not the half. Rises slowly."""
         step = blocks_TCHW[1:] - blocks_TCHW[:-1]
-        fine = step - F.avg_pool2d(step, 3, 1, 1)  # of what moves, this leaves the outlines
+        around = F.avg_pool2d(step, 3)  # of every ninth block; more would cost what the rest of a look does
+        rows, columns = around.shape[2:]
+        fine = step[..., 1::3, 1::3][..., :rows, :columns] - around  # of what moves, this leaves the outlines
         # A slow camera repeats pictures: the pair that differs most tells.
-        some = fine.abs().flatten(1)[:, ::3]  # a median of thousands; more would cost what the rest of a look does
-        now = min(NOISE_LIMIT, 1.57 * float(some.median(1).values.max()) / 2**0.5)
+        now = min(NOISE_LIMIT, 1.57 * float(fine.abs().flatten(1).median(1).values.max()) / 2**0.5)
         return now if self.noise is None else min(now, 1.1 * self.noise + 0.0005)
 
 
@@ -150,9 +174,17 @@ class ProbeMotion:
 
 
 def block_means(frames_TCHW: Tensor) -> Tensor:
-    """As `avg_pool2d` over BLOCK; rows first, which is several times faster where channels are last in memory."""
-    rows = frames_TCHW.permute(0, 2, 3, 1).unflatten(1, (-1, BLOCK)).sum(2)
-    return (rows.unflatten(2, (-1, BLOCK)).sum(3) / BLOCK**2).permute(0, 3, 1, 2).contiguous()
+    """As `avg_pool2d` over BLOCK; rows first and without a reduction, which is several times faster where channels are
+    last in memory."""
+    rows = _summed(frames_TCHW.permute(0, 2, 3, 1).unflatten(1, (-1, BLOCK)).unbind(2))
+    return _summed(rows.unflatten(2, (-1, BLOCK)).unbind(3)).div_(BLOCK**2).permute(0, 3, 1, 2).contiguous()
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return total
 
 
 def gains_of(blocks_TCHW: Tensor, reference_CHW: Tensor) -> Tensor:

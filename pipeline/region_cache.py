@@ -85,21 +85,27 @@ class RegionCache:
         self.age_HW.flat[tiles.index_N.cpu().numpy()] = 0
         return whole
 
-    def show(self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None) -> Tensor:
+    def show(
+        self, frames_TCHW: Tensor, tiles: Tiles | None, faded: Tiles | None = None, moved_HW: Tensor | None = None
+    ) -> Tensor:
         """Take a chunk's pictures (uint8), a column where `tiles` are chosen. Returns those of the whole chunk.
 
         Held tiles show the same bytes in all of them; towards them the others blend into what was there. faded: tiles
-        that did not move, which come in picture by picture as well.
+        that did not move, which come in picture by picture as well. moved_HW: blocks of pixels that do not blend, else
+        what left them would be seen there still.
         """
         if tiles is not None:
             count, device = len(frames_TCHW), frames_TCHW.device
-            share = soft_mask(tiles, self.picture_CHW).expand(count, 1, -1, -1)
+            share = tiles.gather(soft_mask(tiles, self.picture_CHW)[None])
+            if moved_HW is not None:
+                new, size = tiles.gather(moved_HW[None]), self.picture_CHW.shape[-1] // moved_HW.shape[-1]
+                share = share.maximum(new.repeat_interleave(size, 1).repeat_interleave(size, 2))
             if faded is not None and len(faded):
-                share = share.clone()
                 rising = torch.linspace(0, 1, count + 1, device=device)[1:, None, None, None]
-                faded.scatter(faded.gather(share) * rising, share)
+                slow = torch.isin(tiles.index_N, faded.index_N).repeat_interleave(TILE_PIXELS)[:, None]
+                share = torch.where(slow, share * rising, share)
             old, new = tiles.gather(self.picture_CHW).float(), frames_TCHW.float()
-            blended = torch.lerp(old.expand_as(new), new, tiles.gather(share)).round_().to(torch.uint8)
+            blended = torch.lerp(old.expand_as(new), new, share).round_().to(torch.uint8)
             frames_TCHW = self.picture_CHW.expand(count, -1, -1, -1).clone()
             tiles.scatter(blended, frames_TCHW)
         self.picture_CHW.copy_(frames_TCHW[-1])
@@ -146,19 +152,14 @@ class RegionAttention(CachedAttention):
         numbers = torch.tensor(cache.numbers(), dtype=torch.int64, device=regions.known_from_N.device)
         known = (numbers[:, None] >= regions.known_from_N).flatten()
         self._known = None if bool(known.all()) else known.nonzero()[:, 0]
-        self._known_past: dict[int, tuple[Tensor, Tensor]] = {}
         self.choose(None)
 
-    def past(self, layer: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Without what was forgotten."""
+        keys, values = super().read(layer)
         if self._known is None:
-            return super().past(layer)
-        if layer in self._known_past:
-            return self._known_past[layer]
-        keys, values = (part.index_select(1, self._known) for part in super().past(layer))
-        if self._keeps:
-            self._known_past[layer] = keys, values
-        return keys, values
+            return keys, values
+        return keys.index_select(1, self._known), values.index_select(1, self._known)
 
     def choose(self, tiles: Tiles | None) -> None:
         """From now on the tokens of these tiles alone are handed in; None: all of them."""
@@ -171,11 +172,10 @@ class RegionAttention(CachedAttention):
         if self._tokens_N is None:
             if same_step:
                 self.regions.sigmas = self.sigmas
-                self.regions.keys[self.step, layer] = k.detach().unflatten(1, (-1, self.tokens))
-                self.regions.values[self.step, layer] = v.detach().unflatten(1, (-1, self.tokens))
+                for kept, x in ((self.regions.keys, k), (self.regions.values, v)):
+                    kept[self.step, layer].flatten(1, 2).copy_(x.detach())
             return super().__call__(layer, q, k, v)
         same_step = same_step and self.regions.sigmas == self.sigmas
-        past_k, past_v = self.past(layer)
         q, k, v = rotate(q, self._active_rows), *(x.unflatten(1, (-1, len(self._tokens_N))) for x in (k, v))
         if not self.writing and self.regions.carry == "none":
             own_k, own_v = rotate(k.flatten(1, 2), self._active_rows), v.flatten(1, 2)
@@ -193,4 +193,4 @@ class RegionAttention(CachedAttention):
             if k.requires_grad:  # what is carried on has no gradient, what is computed here has
                 keys, values = (held.index_copy(2, self._tokens_N, x) for held, x in ((keys, k), (values, v)))
             own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
-        return attention(q, torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1))
+        return attention(q, *self.after_past(layer, own_k, own_v))

@@ -35,9 +35,9 @@ class Attend(Protocol):
 
 def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs; rows: (2, N, 1, head dim / 2), cosines then sines."""
-    even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rows  # in single precision: half would make neighbours of distant places
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BNHD.dtype)
+    # Pairs as complex numbers turn in one product. In single precision: half would make neighbours of distant places.
+    pairs = torch.view_as_complex(x_BNHD.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(*rows)).flatten(-2).to(x_BNHD.dtype)
 
 
 def scaled(x_BND: Tensor, scale_BTD: Tensor, shift_BTD: Tensor | None = None) -> Tensor:
@@ -68,6 +68,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
+def roomy(x_BNHD: Tensor, more: int) -> Tensor:
+    """A copy with room for so many tokens more."""
+    made = x_BNHD.new_empty(x_BNHD.shape[0], x_BNHD.shape[1] + more, *x_BNHD.shape[2:])
+    made[:, : x_BNHD.shape[1]] = x_BNHD
+    return made
+
+
 class CachedAttention:
     """One chunk against its stream's past. The past is rotated once and serves every pass of the chunk.
 
@@ -84,23 +91,37 @@ class CachedAttention:
         numbers = cache.positions(chunk if place is None else 0, student.config.rope_max_seq_len)
         rows = student.rope_rows(numbers[: past + chunk], grid)
         self.past_rows, self.rows = rows[:, : past * self.tokens], rows[:, past * self.tokens :]
-        self._past: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rooms: dict[int, tuple[Tensor, Tensor]] = {}  # a layer's past, and room for what a pass adds
         # A rotated copy of the past would double what a large model needs, and a GPU rotates in no time.
         self._keeps = cache.keys.device.type == "cpu"
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
-        if layer in self._past:
-            return self._past[layer]
+        """Keys, rotated, and values of what is remembered."""
+        if not self._keeps:
+            return self.read(layer)
+        own = self.rows.shape[1]
+        if layer not in self._rooms:
+            past_k, past_v = self.read(layer)
+            self._rooms[layer] = roomy(past_k, own), roomy(past_v, own)
+        keys, values = self._rooms[layer]
+        return keys[:, : keys.shape[1] - own], values[:, : values.shape[1] - own]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.read(layer, self.frames)
-        past = (rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2))
-        if self._keeps:
-            self._past[layer] = past
-        return past
+        return rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2)
+
+    def after_past(self, layer: int, own_k: Tensor, own_v: Tensor) -> tuple[Tensor, Tensor]:
+        """The past and then these, valid until the next call for the layer: the past is not copied for every pass."""
+        past_k, past_v = self.past(layer)
+        if not self._keeps or torch.is_grad_enabled():  # a backward still wants what the pass before saw
+            return torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1)
+        keys, values = self._rooms[layer]
+        start, end = past_k.shape[1], past_k.shape[1] + own_k.shape[1]
+        keys[:, start:end], values[:, start:end] = own_k, own_v
+        return keys[:, :end], values[:, :end]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        past_k, past_v = self.past(layer)
-        keys = torch.cat((past_k, rotate(k, self.rows)), 1)
-        out = attention(rotate(q, self.rows), keys, torch.cat((past_v, v), 1))
+        out = attention(rotate(q, self.rows), *self.after_past(layer, rotate(k, self.rows), v))
         if self.writing:
             own_k, own_v = (x.unflatten(1, (-1, self.tokens)) for x in (k, v))
             self.cache.write(layer, own_k, own_v, self.place)

@@ -28,14 +28,20 @@ class Tiles:
 
     def gather(self, x: Tensor) -> Tensor:
         """(..., H, W) to a column of the chosen tiles, (..., n * tile height, tile width)."""
-        split = x.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1)).transpose(-3, -2)
-        return split.flatten(-4, -3).index_select(-3, self.index_N).flatten(-3, -2)
+        y, x_N = self._places()
+        return self._split(x)[..., y, x_N, :, :].flatten(-3, -2)
 
     def scatter(self, column: Tensor, into: Tensor) -> None:
         """Overwrite the chosen tiles of `into`, (..., H, W), with a column of them."""
-        view = into.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1)).transpose(-3, -2)
-        y, x = self.index_N // self.columns, self.index_N % self.columns
-        view[..., y, x, :, :] = column.unflatten(-2, (len(self), -1))
+        y, x_N = self._places()
+        self._split(into)[..., y, x_N, :, :] = column.unflatten(-2, (len(self), -1))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """A view of (..., H, W) by tiles, (..., rows, columns, tile height, tile width)."""
+        return x.unflatten(-1, (self.columns, -1)).unflatten(-3, (self.rows, -1)).transpose(-3, -2)
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        return self.index_N // self.columns, self.index_N % self.columns
 
     def whole(self, column: Tensor) -> tuple[int, int]:
         """Height and width of the picture that a column was cut from."""

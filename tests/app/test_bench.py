@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from app import bench_figures as figures
-from app.bench import plan_for
+from app.bench import REGIONS, plan_for, regions_tables
 from app.bench_engine import codec_shapes, floors, student_shapes
 from app.bench_figures import ENGINE, LIVE, LOADED, Figure, Target, bucket_percentile, percentile
 from app.bench_live import Memory, Watched, summarise
+from app.bench_regions import KEYS, READ, TOLD
 from app.bench_viewer import PromptChange, Seen, Sight, first_that_stands_out
 from tests.app.tiny import TINY
 
@@ -176,3 +179,20 @@ def test_a_folder_that_is_missing_is_said_before_anything_is_measured(tmp_path: 
     assert ended.returncode == 2
     assert ended.stderr.startswith("out_unwritable: ")
     assert ended.stdout == ""
+
+
+def test_tables_of_regions_fit_eighty_columns_and_leave_out_what_nobody_measured() -> None:
+    assert {key for names in REGIONS.values() for key in names} == {*TOLD, *READ}
+    text = dict.fromkeys(KEYS, 0.123456) | {"size": "320x192", "mode": "text", "scenario": "a red ball " * 8}
+    given = dict.fromkeys(KEYS) | {"size": "640x384 random", "mode": "given mask", "speedup": 12.345}
+    console = Console(width=80, record=True, file=StringIO())
+    for table in regions_tables([text, given]):
+        console.print(table)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    printed = "\n".join(lines)
+    assert all(name in printed for names in REGIONS.values() for name in names.values())
+    assert printed.count("640x384 random, given mask") == 1
+    assert printed.count("12.35") + printed.count("12.34") == 1
+    alone = regions_tables([given])
+    assert [len(table.columns) for table in alone] == [2]

@@ -1,7 +1,5 @@
 """The bench of region caching on a tiny model: every figure is there, and a mask that was given is the one that ran."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,36 +8,26 @@ from app.bench_regions import KEYS, READ, run, speeds
 from app.region_free import free_run
 from app.region_scenes import scenes, shoot
 from pipeline.chunk import Controls
-from pipeline.codec import PocketCodec
-from pipeline.config import CacheConfig
 from pipeline.engine import Engine
-from pipeline.student import Student
-from pipeline.text import TextEncoder
 from pipeline.training.probe import Probe
-from tests.app.tiny import TINY
+from tests.app.tiny import regions_engine
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    config = replace(TINY, width=160, height=96, chunk=2, cache=CacheConfig(sink=2, window=2))
-    torch.manual_seed(0)
-    parts = (
-        PocketCodec(config.codec),
-        TextEncoder(config.text, config.student.text_dim),
-        Student(config.student),
-    )
-    for part in parts:
-        part.eval().requires_grad_(False)
-    return Engine(config, *parts)
+    made: Engine = regions_engine()
+    return made
 
 
 def test_a_scenario_ends_with_its_figures(engine: Engine) -> None:
     scene, noise = scenes(160, 96)["visitor"]
-    row = run(engine, Controls("ball", regions=0.5), [shoot(scene, noise, index) for index in range(8)], "visitor")
+    sources = [shoot(scene, noise, index) for index in range(8)]
+    row = run(engine, Controls("ball", regions=0.5), sources, "visitor", lambda one, other: (one - other).abs().mean())
     assert set(row) | {"size", "mode"} <= set(KEYS)
     assert 0 < row["active_fraction"] < 0.7
     assert row["mask_recall"] == 1
     assert row["psnr_active"] > 20
+    assert 0 < row["lpips_active"] < 2
     assert row["speedup"] > 0
 
 

@@ -1,6 +1,8 @@
 """A model folder like the real one, small enough to load and run in a test."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, StudentConfig, TextConfig
 
@@ -36,3 +38,20 @@ def write_tiny_model(folder: Path) -> None:
     torch.manual_seed(0)
     text = TextEncoder(TINY.text, TINY.student.text_dim)
     export(folder, TINY, PocketCodec(TINY.codec), text, Student(TINY.student))
+
+
+def regions_engine() -> Any:
+    """3 x 5 tiles, random weights."""
+    import torch
+
+    from pipeline.codec import PocketCodec
+    from pipeline.engine import Engine
+    from pipeline.student import Student
+    from pipeline.text import TextEncoder
+
+    config = replace(TINY, width=160, height=96, chunk=2, cache=CacheConfig(sink=2, window=2))
+    torch.manual_seed(0)
+    parts = (PocketCodec(config.codec), TextEncoder(config.text, config.student.text_dim), Student(config.student))
+    for part in parts:
+        part.eval().requires_grad_(False)
+    return Engine(config, *parts)

@@ -83,6 +83,37 @@ def test_a_slow_drift_of_brightness_is_followed_by_all_at_once_and_a_small_one_b
     assert motion.look(clip(gain=1.06), PER_LATENT, True, Sensitivity.of(0.5)) is None
 
 
+def test_light_is_followed_where_a_person_could_see_it_and_once() -> None:
+    """Bright tiles before dark ones; what was followed is not asked for again, and a mover is told from both."""
+
+    def lit(gain: float, *boxes: tuple[int, int, int, int]) -> Tensor:
+        frames = clip(*boxes)
+        frames[..., 96:] = (frames[..., 96:] + 1) * 0.3 - 1
+        return (frames + 1) * gain - 1
+
+    dial = 0.5
+    motion = settled(dial, lit(1))
+    assert not look(motion, lit(1.02), dial).any()
+    followed = look(motion, lit(1.06), dial)
+    assert followed[:, :3].all()
+    assert not followed[:, 3:].any()
+    assert not look(motion, lit(1.06), dial).any()
+    mover = look(motion, lit(1.06, *[(40, 136, 12, 12)] * 8), dial)
+    assert mover[1, 4]
+    assert mover.sum() == 1
+    back = look(motion, lit(1, *[(40, 136, 12, 12)] * 8), dial)
+    assert back[:, :3].all()
+    assert not back[:, 3].any()
+
+
+def test_blocks_that_moved_are_told_with_those_around_them() -> None:
+    motion = settled(0.5, clip())
+    look(motion, clip(*[(40, 40, 16, 16)] * 8), 0.5)
+    moved = motion.moved_HW
+    assert moved[9:15, 9:15].all()
+    assert moved.sum() == 36
+
+
 def test_a_camera_that_moves_leaves_nothing_to_hold() -> None:
     motion = settled(0.5, clip())
     panned = torch.stack([room().roll(3 + step, -1) for step in range(PICTURES)])
@@ -123,6 +154,20 @@ def test_the_probe_sees_what_will_change_above_what_noise_does_to_it() -> None:
     assert mask is not None
     assert mask[1, 2]
     assert mask.sum() == 1
+
+
+def test_where_the_first_pass_leaves_still_places_exactly_as_they_were_a_small_change_is_no_motion_yet() -> None:
+    """As a gate over the frame before does: no noise is left to set the limit by."""
+    motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.5)
+    still = torch.randn(1, 8, 6, 10, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
+    motion.look(still, False, sensitivity)
+    motion.keep(torch.zeros(6, 10), None, sensitivity)
+    for change, moved in ((0.5, 0), (2, 1)):
+        drawn = still.clone()
+        drawn[:, :, 2:4, 4:6] += change * sensitivity.drift
+        mask = motion.look(drawn, True, sensitivity)
+        assert mask is not None
+        assert mask.sum() == moved
 
 
 def test_what_moved_a_chunk_ago_is_computed_once_more() -> None:

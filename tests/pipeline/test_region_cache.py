@@ -186,6 +186,17 @@ def test_a_computed_tile_blends_into_a_held_one_and_a_faded_one_comes_in_picture
     assert shown[:, 0, 10, 10].tolist() == [25, 50, 75, 100, 125, 150, 175, 200]
 
 
+def test_what_moved_up_to_a_tiles_border_does_not_blend_with_what_was_there(config: ModelConfig) -> None:
+    regions, left = RegionCache(config), np.array([[1, 1, 0], [1, 1, 0]], bool)
+    regions.show(torch.zeros(8, 3, 64, 96, dtype=torch.uint8), None)
+    bright, moved = torch.full((8, 3, 64, 96), 200, dtype=torch.uint8), torch.zeros(16, 24, dtype=torch.bool)
+    moved[5:8, 14:18] = True
+    shown = regions.show(Tiles.of(left).gather(bright), Tiles.of(left), moved_HW=moved)
+    assert (shown[:, :, 20:32, 56:64] == 200).all()
+    assert (shown[:, :, :20, 60:64] < 200).all()
+    assert (shown[..., 64:] == 0).all()
+
+
 def test_a_tile_ages_while_it_is_held(config: ModelConfig) -> None:
     regions, clean = RegionCache(config), torch.zeros(1, 2, 4, 4, 6)
     regions.keep(clean, None)

@@ -243,3 +243,31 @@ def test_a_column_of_single_tokens_embeds_in_bfloat16_as_in_single_precision() -
         with torch.autocast("cpu", torch.bfloat16):
             made = student.embed(latents).float()
         torch.testing.assert_close(made, student.embed(latents), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pairs_are_turned_by_their_rows(dtype: torch.dtype) -> None:
+    """The twin has sines and cosines written out."""
+    x, angles = torch.randn(2, 5, 3, 8).to(dtype), torch.randn(5, 1, 4)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    torch.testing.assert_close(rotate(x, torch.stack((cos, sin))), turned.to(dtype))
+
+
+def test_every_pass_of_a_chunk_sees_the_past_and_its_own_keys(student: Student, config: ModelConfig) -> None:
+    """The twin joins them anew each time. Own ones may be fewer than a chunk's, and more again in the next pass."""
+    cache = empty_cache(config)
+    cache.keys.normal_()
+    cache.values.normal_()
+    cache.commit(config.chunk)
+    attend = CachedAttention(cache, student, config.grid, config.chunk)
+    whole = config.chunk * config.tokens_per_frame
+    for count in (whole, 3, whole):
+        own_k, own_v = torch.randn(2, 1, count, *cache.keys.shape[-2:])
+        past_k, past_v = attend.read(1)
+        with torch.no_grad():
+            keys, values = attend.after_past(1, own_k, own_v)
+        assert torch.equal(keys, torch.cat((past_k, own_k), 1))
+        assert torch.equal(values, torch.cat((past_v, own_v), 1))
+        assert torch.equal(attend.past(1)[0], past_k)

@@ -1,0 +1,76 @@
+"""Strips in which a person sees dense chunks beside sparse ones: one column a chunk, one row a kind.
+
+Like the figures, each dense chunk is made from the sparse stream's own state and with the same noise. Writes pictures,
+and knows neither figures nor times.
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from app import region_figures as figures
+from app.bench_regions import FOLLOWED, TEXTS
+from app.region_scenes import scenes, shoot
+from pipeline.chunk import Chunk, Controls
+
+SCENES = ("speaker", "clock", "exposure", "visitor")
+SHOWN = 5  # chunks of each, after the first dense ones
+WIDTH = 192  # of a picture, in pixels
+TINT = np.array([56, 182, 255], np.float32)
+QUALITY = 80
+
+
+def draw_strips(engine: Any, folder: Path, dial: float) -> list[Path]:
+    """One file for each scene and text; the text's own name is its number."""
+    config = engine.config
+    asked: dict[str, tuple[Controls, list[Any]]] = {}
+    for name in SCENES:
+        scene, noise = scenes(config.width, config.height)[name]
+        pictures = [shoot(scene, noise, index)[1] for index in range(3 + SHOWN)]
+        asked[name] = Controls(FOLLOWED, regions=dial), pictures
+    for number, text in enumerate(TEXTS, 1):
+        asked[f"text-{number}"] = Controls(text, regions=dial), [None] * (3 + SHOWN)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (controls, pictures) in asked.items():
+        paths.append(folder / f"{name}.jpg")
+        picture = cv2.cvtColor(strip(engine, controls, pictures), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(paths[-1]), picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return paths
+
+
+def strip(engine: Any, controls: Controls, sources: list[Any]) -> np.ndarray:
+    """The last picture of each of the last SHOWN chunks: of the source, where there is one; dense; sparse; and sparse
+    with what was computed tinted."""
+    state, columns = engine.open(controls.seed), []
+    for index, source in enumerate(sources):
+        twin = deepcopy(state)
+        sparse: Chunk = engine.step(state, controls, source)
+        if index >= len(sources) - SHOWN:
+            dense: Chunk = engine.step(twin, replace(controls, regions=0.0), source)
+            seen = [] if source is None else [source[-1]]
+            rows = (*seen, dense.frames_THWC[-1], sparse.frames_THWC[-1], tinted(sparse))
+            columns.append(np.concatenate([small(row) for row in rows]))
+    return np.concatenate(columns, 1)
+
+
+def tinted(chunk: Chunk) -> np.ndarray:
+    """The last picture, a third of the tint over what was computed."""
+    picture_HWC = chunk.frames_THWC[-1]
+    every = np.ones(picture_HWC.shape[:2], bool)
+    area = every if chunk.active_HW is None else figures.over_pixels(chunk.active_HW)
+    mixed = np.where(area[..., None], picture_HWC * (2 / 3) + TINT / 3, picture_HWC)
+    made: np.ndarray = mixed.round().astype(np.uint8)
+    return made
+
+
+def small(picture_HWC: np.ndarray) -> np.ndarray:
+    """With a white line to its right and below."""
+    height = picture_HWC.shape[0] * WIDTH // picture_HWC.shape[1]
+    shrunk = cv2.resize(picture_HWC, (WIDTH, height), interpolation=cv2.INTER_AREA)
+    framed: np.ndarray = np.pad(shrunk, ((0, 4), (0, 4), (0, 0)), constant_values=255)
+    return framed
