@@ -35,7 +35,12 @@ class Attend(Protocol):
 
 def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs; rows: (2, N, 1, head dim / 2), cosines then sines."""
-    # Pairs as complex numbers turn in one product. In single precision: half would make neighbours of distant places.
+    # In single precision: half would make neighbours of distant places.
+    if torch.compiler.is_compiling():  # which makes one kernel of real numbers, and none of complex ones
+        even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = rows
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BNHD.dtype)
+    # Pairs as complex numbers turn in one product.
     pairs = torch.view_as_complex(x_BNHD.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(*rows)).flatten(-2).to(x_BNHD.dtype)
 

@@ -245,9 +245,11 @@ def test_a_column_of_single_tokens_embeds_in_bfloat16_as_in_single_precision() -
         torch.testing.assert_close(made, student.embed(latents), atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pairs_are_turned_by_their_rows(dtype: torch.dtype) -> None:
+def test_pairs_are_turned_by_their_rows(dtype: torch.dtype, compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin has sines and cosines written out."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     x, angles = torch.randn(2, 5, 3, 8).to(dtype), torch.randn(5, 1, 4)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
