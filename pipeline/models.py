@@ -73,7 +73,11 @@ WAN_LARGE = StudentConfig(
 )
 BASES = {
     "pocket": Base(
-        "Pocket", StudentConfig(in_channels=60, position_channels=12, control_channels=16), 32, 16, 5_087_009
+        "Pocket",
+        StudentConfig(in_channels=60, out_channels=33, position_channels=12, control_channels=16),
+        32,
+        16,
+        5_087_009,
     ),
     "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),
     "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),

@@ -165,9 +165,11 @@ on("stats", (stats) => {
   if (stats.camera_fps > 0 && $("trouble").dataset.from === "camera") forgive();
 });
 on("error", ({ code, message, next }) => {
-  if (code.startsWith("picture_")) picture.refuse();
+  const refused = code.startsWith("picture_");
+  if (refused) picture.refuse();
   view.prompt = ""; // perhaps it was the prompt that was refused: let it be sent again
-  complain(message, next, code === "camera_stopped" ? "camera" : "server");
+  // That the stream goes live makes up for what the server had to say of the stream, not of a picture.
+  complain(message, next, code === "camera_stopped" ? "camera" : refused ? "picture" : "server");
 });
 on("losing", keepStill);
 on("lost", ({ wait_ms, reason }) => {
