@@ -13,7 +13,7 @@ from pipeline.training.settings import StageSettings, TrainSettings
 
 STAGES = {
     "autoencoder": "crops of pictures: L1, squared error and differences on lightly noised latents",
-    "teacher": "flow matching with a level per chunk, forced on an imperfect past: true, noised, or drawn by the model",
+    "teacher": "flow matching with a level per chunk, forced on an imperfect past: true, or drawn by the model",
     "student": "each of the few passes learns where the teacher's guided walk ends from what the pass really meets",
     "matching": "self-forced rollouts, scored by the difference between the guided teacher and a critic",
 }

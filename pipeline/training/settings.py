@@ -95,8 +95,8 @@ class TeacherSettings(StageSettings):
 @dataclass(frozen=True, config=_STRICT)
 class StudentSettings(StageSettings):
     """guidance: how far beyond its words the teacher is led; the student learns it in.
-    rolled: share of the steps with whole clips whose past the student makes itself, in streams of up to `longest`
-    chunks, half of which change their prompt near the end.
+    rolled: share of the steps with whole clips from noise whose past the student makes itself, in streams of up to
+    `longest` chunks, half of which change their prompt near the end.
     target: where the teacher's guided walk ends (`endpoint`), or what the student says of it two steps down
     (`consistency`).
     """
