@@ -23,7 +23,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from
-from pipeline.state import StreamState
+from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
 from pipeline.student import CachedAttention, Student
@@ -133,6 +133,7 @@ class Engine:
             if frames_TCHW is not None:
                 source, control = self._encode(state, controls, frames_TCHW, plan)
         clean = self._denoise(state, sigmas, source, control, plan)
+        state.wording.drawn = state.wording.version
         with self.trace("decode"):
             whole, frames_TCHW = self._decode(state, clean, plan)
             if state.past is not None:
@@ -219,7 +220,7 @@ class Engine:
         writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
-        newest = None if state.past is None or (plan is not None and plan.anew) else state.past.newest()
+        newest = last_before(state)
         last_BTCHW = None if newest is None else newest[None, None]
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:

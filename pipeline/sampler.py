@@ -82,6 +82,16 @@ def clean_from(
     return torch.cat(kept, 1)
 
 
+def shut(out: Tensor, same_B: Tensor) -> Tensor:
+    """What a transformer with a gate put out, the gate of the first frame shut in rows that new words are drawn in.
+
+    The frame before shows what the words before told. same_B: booleans, of rows whose words are still the same.
+    """
+    gate, new_B = out[:, :1, -1:], ~same_B[:, None, None, None, None]
+    gates = torch.cat([gate.masked_fill(new_B, -torch.inf), out[:, 1:, -1:]], 1)
+    return torch.cat([out[:, :, :-1], gates], 2)
+
+
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:
     """Unit normal noise, a pure function of its arguments (Philox): a token's noise does not depend on who asks."""
     bits = np.random.Philox(key=np.array([seed, chunk * 256 + step], dtype=np.uint64))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from pipeline.codec import Memory
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionCache
@@ -38,3 +40,12 @@ class StreamState:
         self.seed, self.index = seed, 0
         self.prompt, self.text = None, None
         self.wording.reset()
+
+
+def last_before(state: StreamState) -> Tensor | None:
+    """The latent frame before the coming chunk, for a gate to let through, (C, h, w); None at a stream's beginning.
+
+    None, too, where the words are new: that frame shows what the ones before told.
+    """
+    same = state.wording.drawn == state.wording.version
+    return state.past.newest() if state.past is not None and same else None

@@ -20,7 +20,7 @@ class Wording:
     """now_BLD: the embedding that is drawn. target_BLD: the newest prompt's.
 
     start_BLD, done, span: of a glide, where it began and how many of its chunks are behind. version: raised by whoever
-    makes keys and values anew.
+    makes keys and values anew. drawn: the version that the newest chunk was drawn from.
     """
 
     now_BLD: Tensor | None = None
@@ -29,6 +29,7 @@ class Wording:
     done: int = 0
     span: int = 0
     version: int = 0
+    drawn: int = 0
 
     def reset(self) -> None:
         self.now_BLD = self.target_BLD = self.start_BLD = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import clean_from
+from pipeline.sampler import clean_from, shut
 from pipeline.student import Student, TextKV, attention, rotate
 
 
@@ -80,14 +80,23 @@ def said(
     text: TextKV,
     config: ModelConfig,
     control_BTCHW: Tensor | None = None,
+    same_BK: Tensor | None = None,
 ) -> Tensor:
-    """The clean latents that a student names for every chunk, each on the past before it. Single precision."""
+    """The clean latents that a student names for every chunk, each on the past before it. Single precision.
+
+    same_BK: which chunks are drawn from the words of the one before, booleans; None: all.
+    """
     out = teacher_forced(student, past_BTCHW, noisy_BTCHW, sigmas_BK, text, config, control_BTCHW).float()
-    return clean_chunks(out, past_BTCHW, noisy_BTCHW, sigmas_BK, config)
+    return clean_chunks(out, past_BTCHW, noisy_BTCHW, sigmas_BK, config, same_BK)
 
 
 def clean_chunks(
-    out_BTCHW: Tensor, past_BTCHW: Tensor, noisy_BTCHW: Tensor, sigmas_BK: Tensor, config: ModelConfig
+    out_BTCHW: Tensor,
+    past_BTCHW: Tensor,
+    noisy_BTCHW: Tensor,
+    sigmas_BK: Tensor,
+    config: ModelConfig,
+    same_BK: Tensor | None = None,
 ) -> Tensor:
     """The same, from what the transformer put out. Before a chunk's first frame is the past's last one, for a gate."""
     kind, each, sigmas = config.sampler.prediction, config.chunk, per_frame(sigmas_BK, config)
@@ -98,6 +107,8 @@ def clean_chunks(
     out, noisy, sigma = (
         part[:, each:].unflatten(1, (-1, each)).flatten(0, 1) for part in (out_BTCHW, noisy_BTCHW, sigmas)
     )
+    if same_BK is not None and kind == "gated":
+        out = shut(out, same_BK[:, 1:].flatten())
     others = clean_from(kind, out, noisy, sigma, last).unflatten(0, (len(first), -1)).flatten(1, 2)
     return torch.cat([first, others], 1)
 

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.sampler import clean_from, draw_noise, with_steps
-from pipeline.state import StreamState
+from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.student import CachedAttention, Student
 from pipeline.text import TextEncoder
@@ -59,6 +59,7 @@ class GuidedTeacher(Engine):
             tokens = self.words.tokenize([prompt, ""]).to(self.device)
             state.text = self.student.text_kv(self.words(tokens))
             state.prompt = prompt
+            state.wording.version += 1
 
     def _denoise(
         self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
@@ -70,8 +71,7 @@ class GuidedTeacher(Engine):
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
         cached = StepCache(self.student, self.step_cache, len(sigmas))
-        assert state.past is not None, "a teacher's stream remembers its latents"
-        newest = state.past.newest()
+        newest = last_before(state)
         last = None if newest is None else newest[None, None]
         for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)

@@ -21,7 +21,7 @@ from pipeline.training.forcing import per_frame, said
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import MatchingSettings
-from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels
+from pipeline.training.teacher import SIGMA_FLOOR, Denoiser, Sample, compiled, noise_levels, unchanged
 
 LOWEST, HIGHEST = 0.05, 0.98
 WHOLE_SHARE = 0.25  # of the later chunks of a rollout that holds tiles
@@ -76,6 +76,7 @@ def train_matching(
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         _, prompts, *_ = clips.batch(step + 2 * 10**6, streams)
+        same = unchanged(prompts, CHUNKS).to(device)
         words = pair.student.text(pair.student.text.tokenize(prompts).to(device))
         bare = teacher.text(teacher.text.tokenize([""] * len(prompts)).to(device))
         seeds = torch.randint(2**31, (streams,), generator=generator).tolist()
@@ -88,18 +89,22 @@ def train_matching(
         learns = step >= settings.critic_alone
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             with torch.set_grad_enabled(learns):
-                made = roll_out_clip(pair.student.student, words, seeds, passes.tolist(), longer, config, masks)
+                made = roll_out_clip(pair.student.student, words, seeds, passes.tolist(), longer, config, masks, same)
             past = made.detach()
             sigmas = noise_levels(streams, CHUNKS, config.sampler.shift, generator).clamp(LOWEST, HIGHEST).to(device)
             noisy = mix(past, torch.randn(past.shape, generator=generator).to(device), per_frame(sigmas, config))
-            fake = said(pair.critic.student, past, noisy, sigmas, pair.critic.student.text_kv(words), config)
+            fake = said(
+                pair.critic.student, past, noisy, sigmas, pair.critic.student.text_kv(words), config, None, same
+            )
             scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
             critic_loss = ((fake - past) / scale).square().mean()
             if not learns:
                 return critic_loss, {"critic": critic_loss.item()}
             with torch.no_grad():
                 named, plain = (teacher.student.text_kv(each) for each in (words, bare))
-                told, free = (said(teacher.student, past, noisy, sigmas, text, config) for text in (named, plain))
+                told, free = (
+                    said(teacher.student, past, noisy, sigmas, text, config, None, same) for text in (named, plain)
+                )
                 real = free + settings.guidance * (told - free)
         grouped = (part.unflatten(1, (CHUNKS, -1)).flatten(0, 1) for part in (made, real, fake.detach()))
         student_loss = towards_the_teacher(*grouped)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, levels
+from pipeline.sampler import denoise, draw_noise, levels, shut
 from pipeline.student import Attend, CachedAttention, Student, TextKV
 from pipeline.tiles import Tiles
 
@@ -25,6 +25,7 @@ def roll_out(
     passes: Sequence[int],
     config: ModelConfig,
     masks: Sequence[np.ndarray | None] = (),
+    same_BK: Tensor | None = None,
 ) -> list[Tensor]:
     """Make chunks from noise, each on the ones before it. Returns the clean latents of every chunk, (B, T, C, h, w).
 
@@ -32,10 +33,11 @@ def roll_out(
     each chunk gets, from 1 to the schedule's length; the last of them carries the gradient, if gradients are on.
     masks: the tiles that are computed in each chunk, the same for all streams; None is all of them, as in the first.
     The others are held, as region caching holds them. No masks: nothing is held in any chunk.
+    same_BK: in which chunks a stream is drawn from the words of the one before, booleans; None: in all.
     """
     device = texts[0][0][0].device
     cache = KVCache.of(config, batch=len(seeds), device=device)
-    sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
+    sigmas, learning, gated = levels(config.sampler), torch.is_grad_enabled(), config.sampler.prediction == "gated"
     size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
     regions = RegionCache(config, batch=len(seeds), device=device) if masks else None
     chunks: list[Tensor] = []
@@ -62,11 +64,13 @@ def roll_out(
             look: Attend = look,
             attend: CachedAttention = attend,
             tiles: Tiles | None = tiles,
+            same_B: Tensor | None = None if same_BK is None or not gated else same_BK[:, index],
         ) -> Tensor:
             if isinstance(attend, RegionAttention):
                 attend.step = step
             with torch.set_grad_enabled(learning and step == count - 1):
-                return student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
+                out = student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
+            return out if same_B is None else shut(out, same_B)
 
         last = chunks[-1][:, -1:].detach() if chunks else None
         if last is not None and tiles is not None:
@@ -88,13 +92,17 @@ def roll_out_clip(
     longer: int,
     config: ModelConfig,
     masks: Sequence[np.ndarray | None] = (),
+    same_BK: Tensor | None = None,
 ) -> Tensor:
     """Roll out and return a clip of what the cache remembers at the end, (B, T, C, h, w): the first and newest chunks.
 
     words: those of each chunk of the clip, a stream's together. longer: so many chunks lie between the clip's first and
-    its others; they are made without gradients, under the second one's words.
+    its others; they are made without gradients, under the second one's words. same_BK: which of the clip's chunks are
+    drawn from the words of the one before, booleans; None: all.
     """
     with_text = [student.text_kv(each.contiguous()) for each in words_BLD.unflatten(0, (len(seeds), -1)).unbind(1)]
     with_between = [with_text[0], *[with_text[1]] * longer, *with_text[1:]]
-    chunks = roll_out(student, with_between, seeds, passes, config, masks)
+    if same_BK is not None:
+        same_BK = torch.cat([same_BK[:, :2], torch.ones_like(same_BK[:, :1]).expand(-1, longer), same_BK[:, 2:]], 1)
+    chunks = roll_out(student, with_between, seeds, passes, config, masks, same_BK)
     return torch.cat([chunks[0], *chunks[1 + longer :]], 1)

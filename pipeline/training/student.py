@@ -26,7 +26,16 @@ from pipeline.training.forcing import said
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import StudentSettings
-from pipeline.training.teacher import MOVER_WEIGHT, Denoiser, Sample, average, compiled, drop_structure, imperfect_past
+from pipeline.training.teacher import (
+    MOVER_WEIGHT,
+    Denoiser,
+    Sample,
+    average,
+    compiled,
+    drop_structure,
+    imperfect_past,
+    unchanged,
+)
 
 MOVED = 0.3  # root mean square of a cell's channels: what moved that far from the frame before counts as a mover
 WALK_STEPS = 8
@@ -44,11 +53,12 @@ def clean_said(
     text: TextKV,
     control: Tensor,
     config: ModelConfig,
+    same_BK: Tensor,
 ) -> Tensor:
     """The clean latents that a denoiser names for every chunk at one level."""
     chunks = noisy.shape[1] // config.chunk
     sigmas = torch.full((len(noisy), chunks), sigma, device=noisy.device)
-    return said(denoiser.student, past, noisy, sigmas, text, config, control)
+    return said(denoiser.student, past, noisy, sigmas, text, config, control, same_BK)
 
 
 def walk(sigma: float, shift: float) -> list[float]:
@@ -87,7 +97,13 @@ def changing(prompts: list[str], per_clip: int, generator: torch.Generator) -> l
 
 
 def rolled_past(
-    denoiser: Denoiser, words: Tensor, known: Tensor, longest: int, config: ModelConfig, generator: torch.Generator
+    denoiser: Denoiser,
+    words: Tensor,
+    known: Tensor,
+    longest: int,
+    config: ModelConfig,
+    generator: torch.Generator,
+    same_BK: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Clips as the student streams them, of lengths up to `longest` chunks, short ones more often; and which of their
     chunks can be told from those before them in the clip."""
@@ -98,7 +114,7 @@ def rolled_past(
     passes = [len(levels(config.sampler))] * (chunks + longer)
     known = torch.ones_like(known)
     known[:, 1] = float(longer == 0)
-    return roll_out_clip(denoiser.student, words, seeds, passes, longer, config), known
+    return roll_out_clip(denoiser.student, words, seeds, passes, longer, config, (), same_BK), known
 
 
 def moved(past: Tensor, target: Tensor, config: ModelConfig) -> Tensor:
@@ -142,6 +158,7 @@ def train_student(
         if turn < len(sigmas) and step % 2 and torch.rand((), generator=generator) < settings.rolled:
             rolled, prompts, control = True, changing(prompts, data.chunks, generator), torch.zeros_like(control)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
+        same = unchanged(prompts, data.chunks).to(device)
         if turn == len(sigmas):
             levels_BK = torch.full(known.shape, part_way, device=device)
             control = drop_structure(control, levels_BK, config, generator)
@@ -155,12 +172,12 @@ def train_student(
                 named, bare = (teacher.student.text_kv(each) for each in (words, teacher.text(bare_tokens)))
                 text, latents = denoiser.student.text_kv(words), clean
                 if rolled:
-                    past, known = rolled_past(denoiser, words, known, settings.longest, config, generator)
+                    past, known = rolled_past(denoiser, words, known, settings.longest, config, generator, same)
                 else:
-                    past = imperfect_past(denoiser, clean, text, control, config, generator)
+                    past = imperfect_past(denoiser, clean, text, control, config, generator, same)
 
                 def says(who: Denoiser, text: TextKV) -> Said:
-                    return lambda noisy, sigma: clean_said(who, past, noisy, sigma, text, control, config)
+                    return lambda noisy, sigma: clean_said(who, past, noisy, sigma, text, control, config, same)
 
                 for sigma in passes[:-1]:
                     latents = says(denoiser, text)(noised(latents, sigma), sigma)
@@ -172,7 +189,7 @@ def train_student(
                 if rolled:
                     movers = moved(past, target, config)
             text = denoiser.student.text_kv(words)
-            made = clean_said(denoiser, past, noisy, passes[-1], text, control, config)
+            made = clean_said(denoiser, past, noisy, passes[-1], text, control, config, same)
         heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)
         parts = ((made - target).square() * heavy, heavy)
         squares, weights = (part.unflatten(1, (-1, config.chunk)).sum((2, 3, 4, 5)) for part in parts)

@@ -1,8 +1,9 @@
 """Stage 2: the causal teacher, by flow matching with a noise level per chunk and teacher forcing on an imperfect past.
 
 What a stream remembers is what the model drew, soft and a little off. So in half of the clips the past is drawn by the
-model itself, from the true chunks noised, and the target stays the true one: it learns to put right what it sees. A
-model with a gate is asked to let stand what stands still, too, where the past is only a little off.
+model itself, from the true chunks noised, once or several times over, and the target stays the true one: it learns to
+put right what it sees, and what has worn off along a stream. A model with a gate is asked to let stand what stands
+still, too, where the past is only a little off.
 Source: resampling of the history (Resampling Forcing, 2025), noised history (Diffusion Forcing, 2024).
 
 One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
@@ -27,7 +28,7 @@ from pipeline.training.settings import TeacherSettings
 
 NO_CAPTION_SHARE = 0.1
 PAST_NOISE = 0.25
-DRAWN_LOWEST = 0.5
+DRAWN_LOWEST, DRAWN_MOST = 0.5, 3
 SIGMA_FLOOR = 0.2
 NOISE_ONLY_SHARE = 0.15
 OUTLINES_SEEN = 0.75
@@ -90,12 +91,16 @@ def drawn(
     control: Tensor,
     config: ModelConfig,
     generator: torch.Generator,
+    same_BK: Tensor,
 ) -> Tensor:
-    """Clips as the model draws them: its answer to the true ones at a level between half and pure noise."""
-    low, chunks = DRAWN_LOWEST, clean.shape[1] // config.chunk
-    sigmas = (low + (1 - low) * torch.rand(len(clean), 1, generator=generator)).expand(-1, chunks).to(clean.device)
-    noisy = mix(clean, torch.randn(clean.shape, generator=generator).to(clean.device), per_frame(sigmas, config))
-    return said(denoiser.student, clean, noisy, sigmas, text, config, control)
+    """Clips as the model draws them: its answer to the true ones at levels between half and pure noise, and up to
+    `DRAWN_MOST` times the answer to that, for a stream's past was drawn from a past that was."""
+    low, chunks, past = DRAWN_LOWEST, clean.shape[1] // config.chunk, clean
+    for _ in range(int(torch.randint(1, DRAWN_MOST + 1, (), generator=generator))):
+        sigmas = (low + (1 - low) * torch.rand(len(clean), 1, generator=generator)).expand(-1, chunks).to(clean.device)
+        noisy = mix(past, torch.randn(clean.shape, generator=generator).to(clean.device), per_frame(sigmas, config))
+        past = said(denoiser.student, past, noisy, sigmas, text, config, control, same_BK)
+    return past
 
 
 def imperfect_past(
@@ -105,6 +110,7 @@ def imperfect_past(
     control: Tensor,
     config: ModelConfig,
     generator: torch.Generator,
+    same_BK: Tensor,
 ) -> Tensor:
     """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest.
 
@@ -113,15 +119,15 @@ def imperfect_past(
     past = clean.clone() if config.sampler.prediction == "gated" else noised_past(clean, generator)
     if clean.shape[1] > config.chunk:  # an opening has no past
         others = [tuple(part.unflatten(0, (len(clean), -1))[::2].flatten(0, 1) for part in pair) for pair in text]
-        past[::2] = drawn(denoiser, clean[::2], others, control[::2], config, generator)
+        past[::2] = drawn(denoiser, clean[::2], others, control[::2], config, generator, same_BK[::2])
     return past
 
 
-def held(clean: Tensor, past: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def held(clean: Tensor, past: Tensor, config: ModelConfig, same_BK: Tensor) -> tuple[Tensor, Tensor]:
     """Clips as a gate should leave them: a cell that stands still stays as the frame before has it.
 
-    Before a chunk that is the past's; not where it is far from the truth: there it is to be put right. The second
-    tensor says which cells stay, (B, T, 1, h, w), boolean.
+    Before a chunk that is the past's; not where it is far from the truth: there it is to be put right, nor where the
+    words are new. The second tensor says which cells stay, (B, T, 1, h, w), boolean.
     """
     target, stays = [clean[:, 0]], [torch.zeros_like(clean[:, 0, :1], dtype=torch.bool)]
     for frame in range(1, clean.shape[1]):
@@ -130,9 +136,17 @@ def held(clean: Tensor, past: Tensor, config: ModelConfig) -> tuple[Tensor, Tens
             part.square().mean(1, keepdim=True).sqrt() < limit
             for part, limit in ((clean[:, frame] - true, STILL), (seen - true, NEAR))
         )
-        stays.append(stands & near)
+        may = same_BK[:, frame // config.chunk, None, None, None] | bool(frame % config.chunk)
+        stays.append(stands & near & may)
         target.append(torch.where(stays[-1], seen, clean[:, frame]))
     return torch.stack(target, 1), torch.stack(stays, 1)
+
+
+def unchanged(prompts: list[str], per_clip: int) -> Tensor:
+    """Which chunks are drawn from the words of the one before, (B, K), booleans."""
+    return torch.tensor([text == before for text, before in zip(prompts, ["", *prompts], strict=False)]).view(
+        -1, per_clip
+    )
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:
@@ -187,15 +201,16 @@ def train_teacher(
         sigmas = noise_levels(count, data.chunks, config.sampler.shift, generator).to(device)
         clean, control = clean.to(device), drop_structure(control.to(device), sigmas, config, generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        tokens = teacher.text.tokenize(drop_captions(prompts, data.chunks, generator)).to(device)
+        prompts = drop_captions(prompts, data.chunks, generator)
+        tokens, same = teacher.text.tokenize(prompts).to(device), unchanged(prompts, data.chunks).to(device)
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             text = teacher.student.text_kv(teacher.text(tokens))
-            past = imperfect_past(teacher, clean, text, control, config, generator)
-            clean, stays = held(clean, past, config) if gated else (clean, None)
+            past = imperfect_past(teacher, clean, text, control, config, generator, same)
+            clean, stays = held(clean, past, config, same) if gated else (clean, None)
             noisy = mix(clean, noise, per_frame(sigmas, config))
             out = teacher_forced(teacher.student, past, noisy, sigmas, text, config, control).float()
         # The error of the flow; near the clean end a clean prediction's would count without bound.
-        made = clean_chunks(out, past, noisy, sigmas, config)
+        made = clean_chunks(out, past, noisy, sigmas, config, same)
         scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
         weight = (per_frame(known, config) * (1 + MOVER_WEIGHT * movers[:, :, None])).to(device).expand_as(clean)
         error = (((made - clean) / scale).square() * weight).sum() / weight.sum()

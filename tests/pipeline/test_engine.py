@@ -344,6 +344,25 @@ def test_an_open_gate_keeps_a_streams_first_frame_until_the_stream_begins_again(
     assert not np.array_equal(other.latents_TCHW[1], first.latents_TCHW[1])
 
 
+@pytest.mark.parametrize("transition", ["cut", "recache"])
+def test_a_gate_keeps_nothing_of_what_the_words_before_told(open_gate: Engine, transition: str) -> None:
+    """In the first chunk under new words alone; what that one drew stays."""
+    state, blue = open_gate.open(7), replace(RED, prompt="blue ball", transition=transition)
+    before = run(open_gate, state, RED, RED)[-1]
+    first, *later = run(open_gate, state, blue, blue, blue)
+    assert not np.isclose(first.latents_TCHW, before.latents_TCHW).any()
+    assert all(np.array_equal(chunk.latents_TCHW, first.latents_TCHW) for chunk in later)
+
+
+def test_a_gate_lets_nothing_through_while_words_glide(open_gate: Engine) -> None:
+    state, blue = open_gate.open(7), replace(RED, prompt="blue ball", transition="glide", glide_chunks=3)
+    made = run(open_gate, state, RED, blue, blue, blue, blue)
+    moved = [
+        not np.array_equal(one.latents_TCHW, other.latents_TCHW) for one, other in pairwise(made)
+    ]
+    assert moved == [True, True, True, False]
+
+
 def test_what_is_painted_to_show_another_prompt_is_not_kept_by_a_gate(open_gate: Engine) -> None:
     state, painted = open_gate.open(7), replace(RED, regions=0.5, paint="100" + "000")
     before = run(open_gate, state, *[painted] * 5)[-1]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import SamplerConfig
-from pipeline.sampler import clean_from, clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted
+from pipeline.sampler import clean_from, clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted, shut
 
 WAN = SamplerConfig(shift=5.0, steps=(1000, 750, 500, 250))
 SHAPE = (1, 2, 4, 3, 5)
@@ -161,3 +161,15 @@ def test_a_student_that_predicts_clean_latents_equals_one_that_predicts_their_fl
 
     made = [denoise(each, noise_of, levels(WAN), None, kind) for each, kind in ((clean, "clean"), (flow, "flow"))]
     torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=0)
+
+
+def test_a_gate_is_shut_for_the_first_frame_of_rows_with_new_words_and_for_no_other() -> None:
+    out = torch.randn(2, 3, 5, 2, 2)
+    made = shut(out, torch.tensor([False, True]))
+    assert torch.equal(made[1], out[1])
+    assert torch.equal(made[0, 1:], out[0, 1:])
+    assert torch.equal(made[0, 0, :-1], out[0, 0, :-1])
+    last = torch.randn(2, 1, 4, 2, 2)
+    clean = clean_from("gated", made, out, 0.5, last)
+    assert torch.equal(clean[0, 0], out[0, 0, :-1])
+    assert not torch.equal(clean[1, 0], out[1, 0, :-1])

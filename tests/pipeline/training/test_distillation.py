@@ -15,19 +15,12 @@ from pipeline.student import Student, TextKV
 from pipeline.training import student as student_stage
 from pipeline.training import teacher as teacher_stage
 from pipeline.training.clips import CHUNKS, Clips
-from pipeline.training.forcing import per_frame, said, teacher_forced
+from pipeline.training.forcing import teacher_forced
 from pipeline.training.loop import Loss, Trainer
 from pipeline.training.settings import StudentSettings, TeacherSettings
 from pipeline.training.student import changing, guided_end, moved, rolled_past, walk
 from pipeline.training.teacher import (
-    GATE_START,
     Denoiser,
-    drop_captions,
-    drop_structure,
-    held,
-    imperfect_past,
-    noise_levels,
-    noised_past,
 )
 from tests.pipeline.conftest import stir
 
@@ -184,6 +177,7 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
         text: TextKV,
         config: ModelConfig,
         control: Tensor,
+        same_BK: Tensor,
     ) -> Tensor:
         assert control.shape[2] == config.student.control_channels
         assert (sigmas == sigmas[0, 0]).all()
@@ -246,11 +240,11 @@ def test_a_rolled_past_is_the_students_own_stream_and_says_what_it_cannot_tell(c
     torch.manual_seed(2)
     denoiser = Denoiser(config)
     words = denoiser.text(denoiser.text.tokenize(["red ball"] * 2 * CHUNKS))
-    lengths = set()
+    lengths, same = set(), torch.ones(2, CHUNKS, dtype=torch.bool)
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            past, known = rolled_past(denoiser, words, torch.ones(2, CHUNKS), 9, config, generator)
+            past, known = rolled_past(denoiser, words, torch.ones(2, CHUNKS), 9, config, generator, same)
         assert past.shape == (2, CHUNKS * config.chunk, config.codec.latent_channels, *config.latent_size)
         assert known[:, [0, 2, 3]].all()
         lengths.add(bool(known[0, 1]))
@@ -307,26 +301,6 @@ def test_from_the_last_level_the_teacher_walks_to_the_end_alone() -> None:
     torch.testing.assert_close(end, clean)
 
 
-def test_a_gate_begins_nearly_shut(gated: tuple[ModelConfig, Student]) -> None:
-    config, _ = gated
-    clean = torch.randn(2, 4, 4, 4, 6)
-    text = [(torch.zeros(4, 1, 2, 12),) * 2] * config.student.num_layers
-    made = said(Denoiser(config).student, clean, clean, torch.full((2, 2), 0.5), text, config)
-    share = torch.tensor(GATE_START).sigmoid()
-    alone = made[:, :1]
-    torch.testing.assert_close(made[:, 1:2], alone)  # all answers are alike, and a stream's first has none before it
-    torch.testing.assert_close(made[:, 2:3], torch.lerp(alone, clean[:, 1:2], share))
-    torch.testing.assert_close(made[:, 3:], torch.lerp(alone, made[:, 2:3], share))
-
-
-def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:
-    drawn = noise_levels(2000, 2, config.sampler.shift, torch.Generator().manual_seed(0))
-    assert drawn.shape == (2000, 2)
-    assert 0.1 < (drawn == 1).float().mean() < 0.2
-    assert ((drawn > 0) & (drawn <= 1)).all()
-    assert (drawn < 0.5).float().mean() > 0.1
-
-
 def assert_average(made: Denoiser) -> None:
     average = OneBatch.last.ema.values
     assert not made.training
@@ -341,83 +315,3 @@ def test_training_returns_the_average_frozen(
 ) -> None:
     assert_average(teacher_stage.train_teacher(config, *data, tmp_path / "teacher", TEACHING))
     assert_average(student_stage.train_student(config, *data, knowing, tmp_path / "student", DISTILLING))
-
-
-def test_half_of_the_pasts_stay_clean_and_the_rest_are_slightly_wrong() -> None:
-    clean = torch.randn(200, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    error = (noised_past(clean, torch.Generator().manual_seed(1)) - clean).square().mean((1, 2, 3, 4)).sqrt()
-    assert 70 < (error == 0).sum() < 130
-    assert error.max() < 0.45
-    again = noised_past(clean, torch.Generator().manual_seed(1))
-    assert torch.equal(again, noised_past(clean, torch.Generator().manual_seed(1)))
-
-
-def test_every_other_past_is_drawn_by_the_model_and_an_opening_has_none(
-    config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser
-) -> None:
-    clean, prompts, _, control, _ = data[1].batch(0, 5)
-    text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
-    past = imperfect_past(knowing, clean, text, control, config, torch.Generator().manual_seed(3))
-    noised = noised_past(clean, torch.Generator().manual_seed(3))
-    assert torch.equal(past[1::2], noised[1::2])
-    assert ((past - clean)[::2].square().mean((1, 2, 3, 4)) > 0.01).all()
-    alone = (clean[:, : config.chunk], text, control[:, : config.chunk])
-    opening = imperfect_past(knowing, *alone, config, torch.Generator().manual_seed(3))
-    assert torch.equal(opening, noised_past(clean[:, : config.chunk], torch.Generator().manual_seed(3)))
-
-
-def test_structure_is_dropped_half_of_the_time_and_only_where_the_noise_lets_outlines_through(
-    config: ModelConfig,
-) -> None:
-    sigmas = torch.tensor([[0.7], [0.8], [1.0]]).repeat(100, 1)
-    control = torch.ones(300, config.chunk, 16, 2, 2)
-    kept = drop_structure(control, sigmas, config, torch.Generator().manual_seed(0)).mean((1, 2, 3, 4)).view(100, 3)
-    assert set(kept[:, 0].tolist()) == {0.0, 1.0}
-    assert 30 < kept[:, 0].sum() < 70
-    assert (kept[:, 1:] == 1).all()
-
-
-def test_a_model_that_is_told_no_structure_begins_as_one_that_knows_none(config: ModelConfig) -> None:
-    torch.manual_seed(0)
-    denoiser = Denoiser(config).student
-    latents = torch.randn(1, config.chunk, config.codec.latent_channels, *config.latent_size)
-    control = torch.rand(1, config.chunk, 16, *config.latent_size)
-    assert torch.equal(denoiser.embed(latents, control), denoiser.embed(latents))
-    with torch.no_grad():
-        denoiser.model.patch_embedding.weight.add_(0.1)
-    assert not torch.equal(denoiser.embed(latents, control), denoiser.embed(latents))
-    assert torch.equal(denoiser.embed(latents, 0 * control), denoiser.embed(latents))
-
-
-def test_a_clip_loses_all_of_its_captions_or_none() -> None:
-    prompts = [f"{clip} {chunk}" for clip in range(300) for chunk in range(CHUNKS)]
-    kept = drop_captions(prompts, CHUNKS, torch.Generator().manual_seed(0))
-    lost = 0
-    for clip in range(300):
-        part = slice(clip * CHUNKS, (clip + 1) * CHUNKS)
-        assert kept[part] in (prompts[part], [""] * CHUNKS)
-        lost += kept[part] == [""] * CHUNKS
-    assert 15 < lost < 50
-
-
-def test_a_value_a_chunk_spreads_over_its_frames(config: ModelConfig) -> None:
-    spread = per_frame(torch.tensor([[0.1, 0.9]]), config)
-    assert spread.shape == (1, 4, 1, 1, 1)
-    assert spread.flatten().tolist() == pytest.approx([0.1, 0.1, 0.9, 0.9])
-
-
-def test_what_stands_still_stays_as_the_past_has_it_unless_that_is_far_off(config: ModelConfig) -> None:
-    clean = torch.randn(1, 1, 4, 4, 6).expand(1, 6, 4, 4, 6).clone()
-    clean[:, 4:, :, 0, 0] += 1.0  # moves in the last chunk
-    past = clean + 0.1
-    past[:, :, :, 3, 5] += 1.0  # a ghost
-    target, stays = held(clean, past, config)
-    assert torch.equal(target[:, :2], clean[:, :2])
-    assert torch.equal(target[..., 3, 5], clean[..., 3, 5])
-    assert torch.equal(target[:, 4:, :, 0, 0], clean[:, 4:, :, 0, 0])
-    assert not stays[:, 0].any()
-    assert not stays[:, [2, 4], :, 3, 5].any(), "the past shows a ghost there"
-    assert not stays[:, 4, :, 0, 0].any()
-    assert stays[:, 5, :, 0, 0].all(), "it stands again, from one frame of the chunk to the next"
-    assert stays.sum() == 5 * 24 - 2 - 1
-    torch.testing.assert_close(target[:, 2:, :, 1:3], past[:, [1, 1, 3, 3]][:, :, :, 1:3])

@@ -30,8 +30,10 @@ def test_steps_are_spaced_evenly_from_noise() -> None:
     assert even_steps(50) == tuple(range(1000, 0, -20))
 
 
-def test_one_unguided_step_is_what_a_live_stream_makes_of_one_pass(engine: Engine) -> None:
+@pytest.mark.parametrize("which", ["engine", "gated_engine"])
+def test_one_unguided_step_is_what_a_live_stream_makes_of_one_pass(which: str, request: pytest.FixtureRequest) -> None:
     """Past the wrap of the ring, with a prompt change on the way."""
+    engine: Engine = request.getfixturevalue(which)
     prompts = ["red ball"] * 4 + ["blue ball"] * 2
     live = Engine(with_steps(engine.config, 1), engine.codec, engine.text, engine.student)
     made = latents(guided(engine, steps=1, guidance=1.0), prompts)

@@ -88,7 +88,7 @@ def test_rollouts_hold_random_tiles_where_it_is_asked_for(
     roll_out_clip = matching.roll_out_clip
 
     def watched(*args):  # type: ignore[no-untyped-def]
-        masks.append(args[-1])
+        masks.append(args[-2])
         return roll_out_clip(*args)
 
     monkeypatch.setattr(matching, "roll_out_clip", watched)

@@ -28,7 +28,8 @@ def test_a_rollout_of_many_streams_equals_each_live_stream(live: Engine) -> None
     engine, config = live, live.config
     with torch.no_grad():
         texts = [texts_of(engine, PROMPTS)] * 4 + [texts_of(engine, PROMPTS[::-1])] * 2
-        chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 6, config)
+        same_BK = torch.arange(6).ne(4).expand(2, -1)
+        chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 6, config, (), same_BK)
     for row, seed in enumerate((3, 8)):
         state = engine.open(seed)
         for index, chunk in enumerate(chunks):
@@ -99,7 +100,8 @@ def test_a_rolled_clip_is_the_sink_and_the_newest_chunks_of_a_longer_stream(live
     passes = [len(config.sampler.steps)] * 7
     with torch.no_grad():
         words = live.text(live.text.tokenize(prompts * 2))
-        clip = roll_out_clip(live.student, words, [3, 8], passes, 3, config)
+        same_BK = torch.tensor([[False, False, True, False]]).expand(2, -1)
+        clip = roll_out_clip(live.student, words, [3, 8], passes, 3, config, (), same_BK)
     state, chunks = live.open(8), []
     for prompt in (prompts[0], *[prompts[1]] * 4, *prompts[2:]):
         chunks.append(torch.from_numpy(live.step(state, Controls(prompt, 8)).latents_TCHW))
