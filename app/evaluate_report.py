@@ -54,7 +54,7 @@ def page(found: Findings, told: Told, folder: str, notes: str = NO_NOTES) -> str
         "says more than each alone.",
         "## Steps",
         "Quality is the mean over the five attributes, on the same clips in every row; time is the median of a whole "
-        f"chunk, all stages, taken in turns. {_fifty(found)}",
+        f"chunk, all stages, after one of its own; the models take turns. {_fifty(found)}",
         _steps(found),
         f"![Quality and time]({folder}/steps.png)",
         "## Motion",

@@ -338,7 +338,7 @@ class PocketCodec(nn.Module):
 
 def to_bytes(frames_TCHW: Tensor) -> Tensor:
     """[-1, 1] float -> uint8, the axes as they are."""
-    return frames_TCHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return frames_TCHW.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def frames_to_pixels(frames_TCHW: Tensor) -> Tensor:

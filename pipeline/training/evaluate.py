@@ -146,23 +146,25 @@ def time_chunks(
 ) -> list[float]:
     """Median time of a whole chunk of each model, in ms. They take turns: what else the machine does, slows all alike.
 
-    The first chunks, until the past is full, are not counted.
+    A turn is two chunks and the second counts, for in a stream a chunk comes after one of its own. The first turn,
+    until the past is full, does not.
     """
     spent_ms: list[list[float]] = [[] for _ in models]
-    turns = SETTLED_CHUNKS + rounds
+    turns = [SETTLED_CHUNKS, *[2] * rounds]
 
     def take_turns(models: Sequence[Model], made: Made) -> None:
         states = [model.open(ask.seed) for model in models]
-        for turn in range(turns):
+        for turn in turns:
             for model, state, spent in zip(models, states, spent_ms, strict=True):
-                began_s = clock_s()
-                model.step(state, Controls(ask.prompt, ask.seed))
-                if turn >= SETTLED_CHUNKS:
-                    spent.append(1000 * (clock_s() - began_s))
-                made()
+                for _ in range(turn):
+                    began_s = clock_s()
+                    model.step(state, Controls(ask.prompt, ask.seed))
+                    last_ms = 1000 * (clock_s() - began_s)
+                    made()
+                spent.append(last_ms)
 
-    spread(take_turns, [models], turns * len(models), "time of a chunk")  # one item: nothing else runs beside it
-    return [float(np.median(spent)) for spent in spent_ms]
+    spread(take_turns, [models], sum(turns) * len(models), "time of a chunk")  # one item: nothing else runs beside it
+    return [float(np.median(spent[1:])) for spent in spent_ms]
 
 
 def renders(config: ModelConfig, probe: Reader, asked: Sequence[Ask], start_s: float = 0.0) -> Drawn:

@@ -357,9 +357,7 @@ def test_a_gate_keeps_nothing_of_what_the_words_before_told(open_gate: Engine, t
 def test_a_gate_lets_nothing_through_while_words_glide(open_gate: Engine) -> None:
     state, blue = open_gate.open(7), replace(RED, prompt="blue ball", transition="glide", glide_chunks=3)
     made = run(open_gate, state, RED, blue, blue, blue, blue)
-    moved = [
-        not np.array_equal(one.latents_TCHW, other.latents_TCHW) for one, other in pairwise(made)
-    ]
+    moved = [not np.array_equal(one.latents_TCHW, other.latents_TCHW) for one, other in pairwise(made)]
     assert moved == [True, True, True, False]
 
 

@@ -86,7 +86,7 @@ def test_the_clock_is_the_callers_and_models_take_turns(wide: ModelConfig, asked
 
     times_ms = time_chunks([Slow(2), Slow(5)], asked[0], lambda: float(next(clock)), rounds=3)
     assert times_ms == [2000.0, 5000.0]
-    assert made == [2, 5] * 7
+    assert made == [2] * 4 + [5] * 4 + [2, 2, 5, 5] * 3
 
 
 def test_a_model_that_never_moves_is_told_to_stand_still_whatever_the_probe_says(
