@@ -117,11 +117,12 @@ def true_change(frames: np.ndarray, stood_on_HWC: np.ndarray, tile: int = 32) ->
     return changed
 
 
-def true_motion(draws: list[np.ndarray], shown_HWC: np.ndarray, tile: int = 32) -> np.ndarray:
+def true_motion(draws: list[np.ndarray], held_THWC: np.ndarray, tile: int = 32) -> np.ndarray:
     """Tiles that moved, as told by several draws of one chunk from one state, and not just drawn afresh.
 
-    What is shown must differ from the draws' mean by what a person could see, in CHANGED_PIXELS of a tile, and by
-    BEYOND times as much as the draws differ from each other there.
+    What is held must differ from the draws' mean by what a person could see, in CHANGED_PIXELS of a tile, and by
+    BEYOND times as much as the draws differ from each other there. held_THWC: the pictures of one latent frame, each of
+    which is compared with those in its place: a decoder draws them a little differently even where all stands still.
     """
     assert len(draws) > 1, "one draw does not say what is chance"
     values = np.stack(draws).astype(np.float32)
@@ -137,7 +138,8 @@ def true_motion(draws: list[np.ndarray], shown_HWC: np.ndarray, tile: int = 32) 
         return reached
 
     chance = np.mean([tail(one, mean_THWC) for one, mean_THWC in zip(values, means, strict=True)], (0, 1))
-    change = np.mean([tail(shown_HWC, mean_THWC) for mean_THWC in means], 0)
+    held_THWC = np.tile(held_THWC, (len(total) // len(held_THWC), 1, 1, 1))
+    change = np.mean([tail(held_THWC, mean_THWC) for mean_THWC in means], 0)
     moved: np.ndarray = (change > np.maximum(CHANGED, BEYOND * chance)).any(0)
     return moved
 

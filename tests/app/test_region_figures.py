@@ -69,14 +69,23 @@ def test_a_tile_has_changed_once_a_person_could_see_it() -> None:
 
 def test_motion_is_change_that_fresh_draws_of_the_chunk_agree_on() -> None:
     draws = [pictures(seed) for seed in range(4)]
-    assert not figures.true_motion(draws, pictures(9)[-1]).any()
-    assert np.array_equal(figures.true_motion([brighter(draw, AREA, 40) for draw in draws], pictures(9)[-1]), MASK)
+    assert not figures.true_motion(draws, pictures(9)[-1:]).any()
+    assert np.array_equal(figures.true_motion([brighter(draw, AREA, 40) for draw in draws], pictures(9)[-1:]), MASK)
+
+
+def test_what_a_decoder_shows_differently_from_picture_to_picture_has_not_moved() -> None:
+    """Held against the picture in its own place, not against the last."""
+    still = pictures(9)[-1:].repeat(4, 0)
+    still[::2, AREA] += 40
+    draws = [np.tile(still, (2, 1, 1, 1))] * 4
+    assert not figures.true_motion(draws, still).any()
+    assert np.array_equal(figures.true_motion(draws, still[-1:]), MASK)
 
 
 def test_a_place_that_every_draw_shows_differently_has_not_moved() -> None:
     draws = [brighter(pictures(seed), AREA, 40 * (seed % 2)) for seed in range(4)]
-    assert figures.true_change(draws[1], pictures(9)[-1])[1, 1]
-    assert not figures.true_motion(draws, pictures(9)[-1]).any()
+    assert figures.true_change(draws[1], pictures(9)[-1:])[1, 1]
+    assert not figures.true_motion(draws, pictures(9)[-1:]).any()
 
 
 def test_gradient_similarity_minds_outlines_and_no_brightness() -> None:
