@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.errors import PipelineError
@@ -99,7 +99,8 @@ class CacheConfig:
     clean latents, or by the last denoise pass. sink_keeps: how much of a sink frame's keys and values stays when a
     frame leaves the window; the rest comes from that frame, so that the sink is a running average. 1: it stays.
     rewrites: instead of either, the window is written again after each chunk, by itself, as if the stream had begun
-    with it; its oldest frame is one picture then, encoded anew.
+    with it; its oldest frame is one picture then, encoded anew. past_weight: how much a remembered frame weighs in
+    attention beside the chunk's own; the sink, or the oldest one where there is none, weighs as much as these.
     """
 
     sink: int = 2
@@ -108,6 +109,7 @@ class CacheConfig:
     clean_pass: bool = True
     sink_keeps: float = 1.0
     rewrites: bool = False
+    past_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline.config import TILE_PIXELS, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.motion import ProbeMotion, SourceMotion
-from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.student import CachedAttention, Student, rotate
 from pipeline.tiles import Tiles
 
 SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays further away from it than that
@@ -152,6 +152,8 @@ class RegionAttention(CachedAttention):
         numbers = torch.tensor(cache.numbers(), dtype=torch.int64, device=regions.known_from_N.device)
         known = (numbers[:, None] >= regions.known_from_N).flatten()
         self._known = None if bool(known.all()) else known.nonzero()[:, 0]
+        if self.bias is not None and self._known is not None:
+            self.bias = self.bias[self._known]
         self.choose(None)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -193,4 +195,4 @@ class RegionAttention(CachedAttention):
             if k.requires_grad:  # what is carried on has no gradient, what is computed here has
                 keys, values = (held.index_copy(2, self._tokens_N, x) for held, x in ((keys, k), (values, v)))
             own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
-        return attention(q, *self.after_past(layer, own_k, own_v))
+        return self.look(q, *self.after_past(layer, own_k, own_v))

@@ -5,6 +5,7 @@ KV cache at inference (`CachedAttention`), whole clips side by side in training 
 the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -15,7 +16,7 @@ from diffusers.utils import import_utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import StudentConfig
+from pipeline.config import CacheConfig, StudentConfig
 from pipeline.kv_cache import KVCache
 from pipeline.tiles import Tiles
 
@@ -64,13 +65,30 @@ def positions(channels: int, height: int, width: int) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B, N, heads, head dim) in and out; mask: boolean (queries, keys), true = may look."""
+    """(B, N, heads, head dim) in and out; mask: (queries, keys), boolean, true = may look, or added to the scores."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if mask is None and torch.is_grad_enabled() and q.device.type == "cpu":
         # The CPU's fused attention has a backward several times slower than two plain products.
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).float().softmax(-1)
         return (weights.to(v.dtype) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def past_bias(config: CacheConfig, tokens: int, frames: int) -> Tensor | None:
+    """What is added to the scores of remembered tokens, (frames * tokens,); None: nothing.
+
+    Source: the attention bias of Krea Realtime (2025), against errors that the past hands on.
+    """
+    if config.past_weight == 1:
+        return None
+    bias = torch.full((frames, tokens), math.log(config.past_weight))
+    bias[: max(1, config.sink)] = 0
+    return bias.flatten()
+
+
+def of_past(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """A past's bias as a mask over its own keys and those that follow, (1, keys)."""
+    return None if bias is None else F.pad(bias, (0, k.shape[1] - len(bias))).to(q)[None]
 
 
 def roomy(x_BNHD: Tensor, more: int) -> Tensor:
@@ -99,6 +117,8 @@ class CachedAttention:
         self._rooms: dict[int, tuple[Tensor, Tensor]] = {}  # a layer's past, and room for what a pass adds
         # A rotated copy of the past would double what a large model needs, and a GPU rotates in no time.
         self._keeps = cache.keys.device.type == "cpu"
+        bias = past_bias(cache.config, self.tokens, past)
+        self.bias = None if bias is None else bias.to(cache.keys)
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys, rotated, and values of what is remembered."""
@@ -125,8 +145,11 @@ class CachedAttention:
         keys[:, start:end], values[:, start:end] = own_k, own_v
         return keys[:, :end], values[:, :end]
 
+    def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, of_past(self.bias, q, k))
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = attention(rotate(q, self.rows), *self.after_past(layer, rotate(k, self.rows), v))
+        out = self.look(rotate(q, self.rows), *self.after_past(layer, rotate(k, self.rows), v))
         if self.writing:
             own_k, own_v = (x.unflatten(1, (-1, self.tokens)) for x in (k, v))
             self.cache.write(layer, own_k, own_v, self.place)

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.sampler import clean_from, shut
-from pipeline.student import Student, TextKV, attention, rotate
+from pipeline.student import Student, TextKV, attention, of_past, past_bias, rotate
 
 
 class ForcedAttention:
     """Chunk by chunk, so no work goes into pairs that a mask would throw away. `past` clean chunks come first."""
 
-    def __init__(self, rows: Tensor, past: int) -> None:
+    def __init__(self, rows: Tensor, past: int, config: ModelConfig) -> None:
         self.rows, self.past = rows, past
+        frames = [config.chunk * chunk for chunk in range(past + 1)]
+        self.bias = [past_bias(config.cache, config.tokens_per_frame, count) for count in frames]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = [part.chunk(2 * self.past + 1, 1) for part in (rotate(q, self.rows), rotate(k, self.rows), v)]
@@ -27,9 +29,8 @@ class ForcedAttention:
             # Clean chunk i sees clean 0..i; noisy chunk i sees clean 0..i-1 and itself.
             noisy = place >= self.past
             seen = [*range(place - self.past), place] if noisy else [*range(place + 1)]
-            out.append(
-                attention(query, torch.cat([keys[at] for at in seen], 1), torch.cat([values[at] for at in seen], 1))
-            )
+            key, value = (torch.cat([part[at] for at in seen], 1) for part in (keys, values))
+            out.append(attention(query, key, value, of_past(self.bias[len(seen) - 1], query, key)))
         return torch.cat(out, 1)
 
 
@@ -66,7 +67,7 @@ def forced(
     frames = [*range(clean.shape[1]), *range(noisy_BTCHW.shape[1])]
     timesteps = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
     timesteps = torch.cat([torch.zeros_like(timesteps[:, : clean.shape[1]]), timesteps], 1)
-    attend = ForcedAttention(student.rope_rows(frames, config.grid), past)
+    attend = ForcedAttention(student.rope_rows(frames, config.grid), past, config)
     if control_BTCHW is not None:
         control_BTCHW = torch.cat([control_BTCHW[:, : clean.shape[1]], control_BTCHW], 1)
     return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend, control_BTCHW)[:, clean.shape[1] :]

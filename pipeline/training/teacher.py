@@ -114,12 +114,15 @@ def imperfect_past(
 ) -> Tensor:
     """The past that a batch is forced on: drawn by the model in every other clip, noised or true in the rest.
 
-    With a gate only true: a noised frame is none to keep.
+    Every other of the drawn ones is drawn under another clip's words, so that it shows less and less of what its own
+    tell. With a gate the rest are only true: a noised frame is none to keep.
     """
     past = clean.clone() if config.sampler.prediction == "gated" else noised_past(clean, generator)
     if clean.shape[1] > config.chunk:  # an opening has no past
-        others = [tuple(part.unflatten(0, (len(clean), -1))[::2].flatten(0, 1) for part in pair) for pair in text]
-        past[::2] = drawn(denoiser, clean[::2], others, control[::2], config, generator, same_BK[::2])
+        rows = torch.arange(0, len(clean), 2)
+        told = torch.where(rows % 4 == 0, rows, rows.roll(-1)).to(clean.device)
+        words = [tuple(part.unflatten(0, (len(clean), -1))[told].flatten(0, 1) for part in pair) for pair in text]
+        past[::2] = drawn(denoiser, clean[::2], words, control[::2], config, generator, same_BK[told])
     return past
 
 

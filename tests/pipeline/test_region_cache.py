@@ -67,9 +67,13 @@ class Stream:
         return out
 
 
-def test_all_tiles_chosen_equal_the_dense_pass_bit_for_bit(student: Student, config: ModelConfig) -> None:
+@pytest.mark.parametrize("past_weight", [1.0, 0.3])
+def test_all_tiles_chosen_equal_the_dense_pass_bit_for_bit(
+    student: Student, config: ModelConfig, past_weight: float
+) -> None:
     """With one token a tile the tokens stand in the same order; with four they are sums in another order."""
-    plain, sparse = Stream(student, config), Stream(student, config)
+    cached = replace(config, cache=replace(config.cache, past_weight=past_weight))
+    plain, sparse = Stream(student, cached), Stream(student, cached)
     tiles = Tiles.of(EVERY)
     for seed in range(4):
         dense = CachedAttention(plain.cache, student, config.grid, config.chunk)

@@ -109,14 +109,15 @@ def rolled_out(
     return torch.cat(flows, 1)
 
 
+@pytest.mark.parametrize("past_weight", [1.0, 0.3])
 @pytest.mark.parametrize(
     ("chunk", "sink", "window", "chunks"), [(2, 2, 4, 3), (2, 2, 4, 4), (1, 2, 4, 4), (1, 1, 2, 4), (3, 0, 6, 3)]
 )
 def test_a_forced_clip_with_a_level_and_a_prompt_per_chunk_equals_the_cache(
-    student: Student, config: ModelConfig, chunk: int, sink: int, window: int, chunks: int
+    student: Student, config: ModelConfig, chunk: int, sink: int, window: int, chunks: int, past_weight: float
 ) -> None:
     """The trainer's doubled sequence (clean past, noisy chunks) is the inference path."""
-    config = replace(config, chunk=chunk, cache=CacheConfig(sink=sink, window=window))
+    config = replace(config, chunk=chunk, cache=CacheConfig(sink=sink, window=window, past_weight=past_weight))
     clean, _ = draw(config, chunk * chunks)
     noisy, _ = draw(config, chunk * chunks, seed=1)
     texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in range(2, 2 + chunks)])
@@ -273,3 +274,25 @@ def test_every_pass_of_a_chunk_sees_the_past_and_its_own_keys(student: Student, 
         assert torch.equal(keys, torch.cat((past_k, own_k), 1))
         assert torch.equal(values, torch.cat((past_v, own_v), 1))
         assert torch.equal(attend.past(1)[0], past_k)
+
+
+@pytest.mark.parametrize(("sink", "full"), [(2, 2), (0, 1)])
+def test_remembered_frames_weigh_less_but_for_the_sink_or_the_oldest(
+    student: Student, config: ModelConfig, sink: int, full: int
+) -> None:
+    cache = empty_cache(replace(config, cache=CacheConfig(sink=sink, window=4, past_weight=0.3)))
+    cache.keys.normal_()
+    cache.values.normal_()
+    cache.commit(4)
+    attend, own = CachedAttention(cache, student, config.grid, config.chunk), config.chunk * config.tokens_per_frame
+    q, k, v = torch.randn(3, 1, own, *cache.keys.shape[-2:])
+    with torch.no_grad():
+        made = attend(1, q, k, v)
+        past_k, past_v = attend.read(1)
+    keys, values = torch.cat((past_k, rotate(k, attend.rows)), 1), torch.cat((past_v, v), 1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", rotate(q, attend.rows), keys) * q.shape[-1] ** -0.5
+    weights = torch.full((4, config.tokens_per_frame), 0.3)
+    weights[:full] = 1
+    shares = scores.exp() * torch.cat((weights.flatten(), torch.ones(own)))
+    expected = torch.einsum("bhqk,bkhd->bqhd", shares / shares.sum(-1, keepdim=True), values)
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)

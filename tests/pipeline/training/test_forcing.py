@@ -1,5 +1,7 @@
 """Teacher forcing says what a live stream would, gate and all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,13 +20,14 @@ def test_a_value_a_chunk_spreads_over_its_frames(config: ModelConfig) -> None:
     assert spread.flatten().tolist() == pytest.approx([0.1, 0.1, 0.9, 0.9])
 
 
-@pytest.mark.parametrize("which", ["engine", "gated_engine"])
+@pytest.mark.parametrize(("which", "past_weight"), [("engine", 0.3), ("engine", 1.0), ("gated_engine", 1.0)])
 def test_a_forced_clip_is_what_a_stream_of_one_pass_draws_where_its_prompt_changes(
-    which: str, request: pytest.FixtureRequest
+    which: str, past_weight: float, request: pytest.FixtureRequest
 ) -> None:
     """On the stream's own past; in the first chunk under new words no gate lets the frame before through."""
     live: Engine = request.getfixturevalue(which)
-    engine = Engine(with_steps(live.config, 1), live.codec, live.text, live.student)
+    config = replace(live.config, cache=replace(live.config.cache, past_weight=past_weight))
+    engine = Engine(with_steps(config, 1), live.codec, live.text, live.student)
     config, state = engine.config, engine.open(5)
     made = torch.cat(
         [torch.from_numpy(engine.step(state, Controls(prompt, 5)).latents_TCHW)[None] for prompt in PROMPTS], 1

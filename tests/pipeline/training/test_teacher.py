@@ -174,3 +174,19 @@ def test_a_past_may_be_drawn_from_a_past_that_was_drawn(
         assert all(torch.equal(seen, drawn) for seen, drawn in zip(pasts[1:], made, strict=False))
         rounds.append(len(made))
     assert set(rounds) == set(range(1, DRAWN_MOST + 1))
+
+
+def test_every_other_of_the_drawn_pasts_is_drawn_under_another_clips_words(
+    config: ModelConfig, clips: Clips, knowing: Denoiser
+) -> None:
+    clean, prompts, _, control, _ = clips.batch(0, 8)
+    prompts = [text for row in range(8) for text in [f"{'red' if row % 4 else 'blue'} ball"] * CHUNKS]
+
+    def pasts(prompts: list[str]) -> torch.Tensor:
+        text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
+        generator = torch.Generator().manual_seed(3)
+        return imperfect_past(knowing, clean, text, control, config, generator, unchanged(prompts, CHUNKS))
+
+    first = prompts[: 4 * CHUNKS] + prompts[CHUNKS : 2 * CHUNKS] + prompts[5 * CHUNKS :]  # other words in clip 4
+    changed = (pasts(first) - pasts(prompts)).abs().amax((1, 2, 3, 4)) > 1e-5
+    assert changed.tolist() == [row in (2, 4) for row in range(8)]
