@@ -122,6 +122,8 @@ class Family(Download):
     """How much of the sink stays when a frame leaves the window and is averaged into it; 1: all."""
     rewrites: bool = False
     """Whether the window is written again after each chunk, by itself and with its oldest frame encoded anew."""
+    past_weight: float = 1.0
+    """How much a remembered frame, but for the oldest, weighs in attention beside the chunk's own."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""
@@ -149,6 +151,7 @@ class Family(Download):
             clean_pass=self.clean_pass,
             sink_keeps=self.sink_keeps,
             rewrites=self.rewrites,
+            past_weight=self.past_weight,
         )
 
     @property
@@ -316,7 +319,9 @@ FAMILIES = (
         attends=6,
         positions="window",
         rewrites=True,
-        remark="The window is written again for each chunk, its oldest frame encoded anew.",
+        past_weight=0.3,
+        remark="The window is written again for each chunk, its oldest frame encoded anew; what is past weighs less.",
+        unverified=("past_weight",),
     ),
     Family(
         name="streamdiffusion-v2",

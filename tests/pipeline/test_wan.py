@@ -187,7 +187,7 @@ def test_without_a_pass_of_its_own_the_last_denoise_pass_writes_the_past(
 def test_a_window_that_is_written_again_for_each_chunk_equals_a_past_that_is_made_of_nothing_each_time(
     config: ModelConfig, pair: WanPair, student: Student
 ) -> None:
-    config = replace(config, cache=CacheConfig(sink=0, window=3, rewrites=True))
+    config = replace(config, cache=CacheConfig(sink=0, window=3, rewrites=True, past_weight=0.3))
     engine, blue = Engine(config, pair, Prompts(read, 6), student), Controls("blue ball in the park")
     engine.text.embed(blue.prompt)  # read, so that it is drawn at once
     state, shape = engine.open(7), (1, 3, 4, *config.latent_size)
