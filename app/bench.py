@@ -126,8 +126,8 @@ def measure_alone(model: Path | None, threads: int, seconds: float) -> Report:
     factory = LoadEngine(model, "cpu", threads)
     config, measured = asyncio.run(measure_engine(factory, threads, seconds))
     machine = describe_machine(config, threads)
-    rate = float(machine["matmul_gflops"] or 0)
-    return machine | measured | floors(count_operations(factory), rate)
+    rate, codec_rate = (float(machine[name] or 0) for name in ("matmul_gflops", "matmul_codec_gflops"))
+    return machine | measured | floors(count_operations(factory), rate, codec_rate)
 
 
 def tables(report: Report) -> list[Table]:

@@ -39,10 +39,12 @@ def describe_machine(config: ModelConfig, threads: int) -> Report:
     """What was measured on; computes for about a second."""
     import torch
 
+    from pipeline.codec import multiplies_bfloat16
+
     torch.set_num_threads(threads)
+    precision = "bfloat16" if multiplies_bfloat16() else "float32"
     rates = {
         "matmul_student_gflops": matmul_gflops(student_shapes(config)),
-        "matmul_codec_gflops": matmul_gflops(codec_shapes(config)),
         "matmul_square_gflops": matmul_gflops([(SQUARE, SQUARE, SQUARE)]),
     }
     return {
@@ -53,6 +55,8 @@ def describe_machine(config: ModelConfig, threads: int) -> Report:
         "openmp_wait_policy": OPENMP_WAIT_POLICY,
         **rates,
         "matmul_gflops": max(rates.values()),
+        "codec_precision": precision,
+        "matmul_codec_gflops": matmul_gflops(codec_shapes(config), precision),
         "model": config.name,
         "width": config.width,
         "height": config.height,
@@ -84,7 +88,7 @@ def codec_shapes(config: ModelConfig) -> list[Shape]:
     return [(config.chunk * height * width * scale**2, 9 * channels, channels) for scale, channels in scales]
 
 
-def matmul_gflops(shapes: list[Shape]) -> float:
+def matmul_gflops(shapes: list[Shape], precision: str = "float32") -> float:
     """Rate over all these products, each at the best that the machine gave: nothing else is faster than this."""
     import torch
 
@@ -93,7 +97,8 @@ def matmul_gflops(shapes: list[Shape]) -> float:
     for shape in shapes:
         if shape not in best_s:
             rows, inner, columns = shape
-            left, right = torch.rand(rows, inner), torch.rand(inner, columns)
+            kind: torch.dtype = getattr(torch, precision)
+            left, right = torch.rand(rows, inner).to(kind), torch.rand(inner, columns).to(kind)
             best_s[shape] = best_of(lambda left=left, right=right: left @ right)  # type: ignore[misc]
         flops += 2 * shape[0] * shape[1] * shape[2]
         seconds += best_s[shape]
@@ -136,15 +141,19 @@ def count_operations(factory: EngineFactory) -> dict[str, float]:
     return counted
 
 
-def floors(gflop: dict[str, float], matmul_gflops: float) -> Report:
-    """How long the stages would take if they were matrix products only, at the best rate that was measured."""
+def floors(gflop: dict[str, float], matmul_gflops: float, codec_gflops: float) -> Report:
+    """How long the stages would take if they were matrix products only, at the best rates that were measured."""
     counted = {stage: gflop[stage] for stage in COUNTED if stage in gflop}
-    dense = sum(counted.get(stage, 0.0) for stage in (*PASSES, "decode"))
+    floor_ms = {
+        stage: 1000 * amount / (codec_gflops if stage in ("encode", "decode") else matmul_gflops)
+        for stage, amount in counted.items()
+    }
+    dense = [stage for stage in (*PASSES, "decode") if stage in counted]
     return {
         **{f"{stage}_gflop": amount for stage, amount in counted.items()},
-        **{f"{stage}_floor_ms": amount / matmul_gflops * 1000 for stage, amount in counted.items()},
-        "engine_gflop": dense,
-        "engine_floor_ms": dense / matmul_gflops * 1000,
+        **{f"{stage}_floor_ms": spent_ms for stage, spent_ms in floor_ms.items()},
+        "engine_gflop": sum(counted[stage] for stage in dense),
+        "engine_floor_ms": sum(floor_ms[stage] for stage in dense),
     }
 
 

@@ -37,6 +37,7 @@ from pipeline.training.probe import EMBEDDED, Probe, bounds, load_probe, save_pr
 from pipeline.training.probe_clips import shrink
 from pipeline.training.settings import StageSettings
 from pipeline.training.sheet import write_sheet
+from pipeline.weights import load_parts, pocket_folder
 
 PROBE_BUDGET_S = 900.0
 SHEET_PROMPTS, CAMERA_CLIPS, CAMERA_CHUNKS = 24, 5, 4
@@ -109,10 +110,11 @@ def evaluate(wanted: Wanted, plan: Plan) -> None:
     console, notes = Console(), Console(stderr=True)
     engine = Engine.load(wanted.model, threads=wanted.threads)
     teacher = load_teacher(wanted.teacher, engine) if wanted.teacher else None
+    _, exact, _, _ = load_parts(wanted.model or pocket_folder())
     probe, about = ready_probe(wanted, engine)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes) as progress:
-        found, sheets = measure(engine, teacher, probe, plan, Spreader(progress, wanted.threads))
+        found, sheets = measure(engine, exact, teacher, probe, plan, Spreader(progress, wanted.threads))
     write_sheets(found, sheets, folder)
     write_plots(found, folder)
     told = Told(
@@ -182,9 +184,11 @@ def counts(plan: Plan) -> str:
 
 
 def measure(
-    engine: Engine, teacher: GuidedTeacher | None, probe: Probe, plan: Plan, spread: Spread
+    engine: Engine, exact: PocketCodec, teacher: GuidedTeacher | None, probe: Probe, plan: Plan, spread: Spread
 ) -> tuple[Findings, Sheets]:
-    config = engine.config
+    """exact: the engine's codec in single precision; in its own, sums in another order may round to another number."""
+    config, pictures = engine.config, engine.codec
+    assert isinstance(pictures, PocketCodec), "what is measured is a pocket student"
     models = {count: measured.at_steps(engine, count) for count in measured.STEP_COUNTS}
     student, asked = models[4], asks.asks(asks.CLIPS_SEED, plan.sheet)
     student.warm_up()
@@ -206,8 +210,7 @@ def measure(
     drifting = streams.glanced(student, plan.drift_frames)
     render_clips = codec.render_clips(config, plan.codec_clips)
     generic_clips = codec.camera_clips(config, plan.codec_clips)
-    kept, pictures = len(drawn.kept_THWC), engine.codec
-    assert isinstance(pictures, PocketCodec), "what is measured is a pocket student"
+    kept = len(drawn.kept_THWC)
     findings = Findings(
         clips=plan.clips,
         real=measured.quality(real, real, asked, config),
@@ -223,7 +226,7 @@ def measure(
         switched=streams.measure_switches(student, probe, asks.switches(plan.switches), spread=spread),
         codec_psnr_renders=codec.codec_psnr_db(pictures, render_clips),
         codec_psnr_generic=codec.codec_psnr_db(pictures, generic_clips),
-        streaming_gap=codec.streaming_gap(pictures, [*render_clips[:2], *generic_clips[:2]], config.frames_per_chunk),
+        streaming_gap=codec.streaming_gap(exact, [*render_clips[:2], *generic_clips[:2]], config.frames_per_chunk),
         noises=codec.background_noises(
             pictures, config, asked[:kept], drawn.kept_THWC, drawn.answers.centres_BT2[:kept]
         ),

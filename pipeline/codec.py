@@ -128,13 +128,15 @@ def _decoder(config: CodecConfig) -> nn.Sequential:
     )
 
 
-def _run(layers: nn.Sequential, x: Tensor, near: Near) -> Tensor:
+def _run(layers: nn.Sequential, x: Tensor, near: Near = alone) -> Tensor:
+    """In the layers' own precision; single comes back."""
+    x = x.to(next(layers.parameters()).dtype).contiguous(memory_format=torch.channels_last)
     for layer in layers:
         if isinstance(layer, Residual):
             x = layer(x, near)
         else:
             x = near(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
-    return x
+    return x.float()
 
 
 class TileMemory:
@@ -266,6 +268,13 @@ class PocketCodec(nn.Module):
         """On a device, laid out as its convolutions are quickest."""
         return self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def narrow(self) -> Self:
+        """From now on in bfloat16. On a CPU with tiles for it (AMX) a third of the time, and 57 dB from the same in
+        single precision."""
+        self.encoder.bfloat16()
+        self.decoder.bfloat16()
+        return self
+
     def remember(self) -> CodecMemory:
         return CodecMemory()
 
@@ -274,7 +283,7 @@ class PocketCodec(nn.Module):
         batch, count, _, height, width = frames_BTCHW.shape
         assert count % self.config.frames == 0, f"{count} frames do not fill latent frames of {self.config.frames}"
         grouped = frames_BTCHW.reshape(-1, 3 * self.config.frames, height, width)
-        latents = self.normalise(self.encoder(grouped.contiguous(memory_format=torch.channels_last))) * self.scale
+        latents = self.normalise(_run(self.encoder, grouped)) * self.scale
         return latents.reshape(batch, count // self.config.frames, *latents.shape[1:])
 
     def decode(self, latents_BTCHW: Tensor, previous_BCHW: Tensor | None = None) -> Tensor:
@@ -283,7 +292,7 @@ class PocketCodec(nn.Module):
         before = latents_BTCHW[:, 0] if previous_BCHW is None else previous_BCHW
         past = torch.cat([before[:, None], latents_BTCHW[:, :-1]], 1)
         pair = torch.cat([latents_BTCHW / self.scale, past / self.scale], 2).flatten(0, 1)
-        frames = self.decoder(pair.contiguous(memory_format=torch.channels_last))
+        frames = _run(self.decoder, pair)
         return frames.reshape(batch, count * self.config.frames, 3, *frames.shape[2:])
 
     def encode_push(self, memory: CodecMemory, frames_TCHW: Tensor) -> Tensor | None:
@@ -321,11 +330,11 @@ class PocketCodec(nn.Module):
         More than half are cut from a whole, and so are any whose neighbours were not computed before.
         """
         if tiles is None or not memory.valid or len(tiles) > tiles.rows * tiles.columns // 2:
-            made = _run(layers, x.contiguous(memory_format=torch.channels_last), memory.begin(None))
+            made = _run(layers, x, memory.begin(None))
             return made if tiles is None else tiles.gather(made)
         near = memory.begin(tiles)
         batch = tiles.gather(x).unflatten(2, (len(tiles), -1)).transpose(1, 2).flatten(0, 1)
-        made = _run(layers, batch.contiguous(memory_format=torch.channels_last), near)
+        made = _run(layers, batch, near)
         return made.unflatten(0, (-1, len(tiles))).transpose(1, 2).flatten(2, 3)
 
     def decode_push(self, memory: CodecMemory, latents_TCHW: Tensor) -> Tensor:
@@ -334,6 +343,11 @@ class PocketCodec(nn.Module):
         frames = self.decode(latents_TCHW[None], previous)[0]
         memory.previous_CHW = latents_TCHW[-1].clone()
         return frames
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has tiles for products of bfloat16 (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def to_bytes(frames_TCHW: Tensor) -> Tensor:

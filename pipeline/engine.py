@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.adapters import Wardrobe
 from pipeline.checks import check
 from pipeline.chunk import Chunk, Controls
-from pipeline.codec import Codec, from_bytes, pixels_to_frames, to_bytes
+from pipeline.codec import Codec, from_bytes, multiplies_bfloat16, pixels_to_frames, to_bytes
 from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
@@ -83,9 +83,10 @@ class Engine:
             torch.set_num_threads(threads)
         if isinstance(model, WanModel):
             return cls(*load_wan(model, device), device=device, trace=trace, loras=loras, lora_strength=lora_strength)
-        return cls(
-            *load_parts(model or pocket_folder()), device=device, trace=trace, loras=loras, lora_strength=lora_strength
-        )
+        config, codec, text, student = load_parts(model or pocket_folder())
+        if device == "cpu" and multiplies_bfloat16():
+            codec.narrow()
+        return cls(config, codec, text, student, device=device, trace=trace, loras=loras, lora_strength=lora_strength)
 
     def warm_up(self) -> None:
         """Run every stage, so that the first viewer does not pay for allocations."""

@@ -1,5 +1,7 @@
 """The streaming codec equals its batch form, forgets on request, and keeps its hands off what is far away."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from pipeline.codec import CodecMemory, PocketCodec, frames_to_pixels, pixels_to_frames
 from pipeline.config import ModelConfig
+from pipeline.tiles import Tiles
 
 
 def pictures(count: int, height: int = 32, width: int = 48) -> Tensor:
@@ -142,3 +145,34 @@ def test_training_keeps_the_brightness_of_a_batch_in_its_latents(config: ModelCo
     moved = (bright.mean((0, 1, 3, 4)) - dark.mean((0, 1, 3, 4))).abs().max()
     assert moved > 1
     assert codec.normalise.running_mean.abs().max() > 0  # type: ignore[union-attr]
+
+
+def test_in_bfloat16_pictures_and_latents_are_nearly_the_same_and_come_in_single_precision(
+    codec: PocketCodec, config: ModelConfig
+) -> None:
+    narrow = deepcopy(codec).narrow()
+    frames, coded = pictures(8), latents(config, 2)
+    for exact, quick in (
+        (codec.encode(frames[None]), narrow.encode(frames[None])),
+        (codec.decode(coded[None]), narrow.decode(coded[None])),
+    ):
+        assert quick.dtype == torch.float32
+        assert 0 < (quick - exact).square().mean() < 1e-4 * exact.square().mean()
+    assert all(value.dtype == torch.float32 for value in codec.parameters()), "the one it was made of stays"
+
+
+def test_in_bfloat16_chosen_tiles_are_as_near_to_a_whole_as_it_is_to_single_precision(
+    codec: PocketCodec, config: ModelConfig
+) -> None:
+    narrow, tiles = deepcopy(codec).narrow(), Tiles.of(np.array([[1, 0, 0, 0], [1, 0, 0, 0]], bool))
+    first, second = latents(config, 4, 4, 8).split(2)
+    standing = first[1:].expand(2, -1, -1, -1)
+    changed, made = standing.clone(), []
+    tiles.scatter(tiles.gather(second), changed)  # the other tiles are held
+    for each in (codec, narrow):
+        memory = each.remember()
+        each.decode_tiles(memory, standing, None)
+        made.append(each.decode_tiles(memory, changed, tiles))
+    wanted, quick = made
+    assert quick.dtype == torch.float32
+    assert 0 < (quick - wanted).square().mean() < 1e-4 * wanted.square().mean()
