@@ -82,6 +82,17 @@ def clean_from(
     return torch.cat(kept, 1)
 
 
+def guide(prediction: str, told: Tensor, free: Tensor, guidance: float) -> Tensor:
+    """What a transformer put out under words, led on from what it put out without any.
+
+    A gate stays the words' own, and what it lets through is not led: else each chunk would push what stands still
+    further away from the frame before it.
+    Source: classifier-free guidance (Ho and Salimans 2022).
+    """
+    led = free + guidance * (told - free)
+    return torch.cat([led[:, :, :-1], told[:, :, -1:]], 2) if prediction == "gated" else led
+
+
 def shut(out: Tensor, same_B: Tensor) -> Tensor:
     """What a transformer with a gate put out, the gate of the first frame shut in rows that new words are drawn in.
 

@@ -19,7 +19,7 @@ from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
-from pipeline.sampler import clean_from, draw_noise, with_steps
+from pipeline.sampler import clean_from, draw_noise, guide, with_steps
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.student import CachedAttention, Student
@@ -76,8 +76,9 @@ class GuidedTeacher(Engine):
         for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)
             out = cached(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)
-            told, free = clean_from(config.sampler.prediction, out, both, high, last).split(1)
-            guided = free + self.guidance * (told - free)
+            told, free = out.split(1)
+            out = guide(config.sampler.prediction, told, free, self.guidance)
+            guided = clean_from(config.sampler.prediction, out, noisy, high, last)
             noisy = guided + low / high * (noisy - guided)
         with self.trace("cache"):
             attend.writing = True

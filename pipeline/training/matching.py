@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import levels, mix
+from pipeline.sampler import guide, levels, mix
 from pipeline.training.clips import CHUNKS, Clips
-from pipeline.training.forcing import per_frame, said
+from pipeline.training.forcing import clean_chunks, per_frame, said, teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import MatchingSettings
@@ -101,11 +101,12 @@ def train_matching(
             if not learns:
                 return critic_loss, {"critic": critic_loss.item()}
             with torch.no_grad():
-                named, plain = (teacher.student.text_kv(each) for each in (words, bare))
+                texts = (teacher.student.text_kv(each) for each in (words, bare))
                 told, free = (
-                    said(teacher.student, past, noisy, sigmas, text, config, None, same) for text in (named, plain)
+                    teacher_forced(teacher.student, past, noisy, sigmas, text, config).float() for text in texts
                 )
-                real = free + settings.guidance * (told - free)
+                out = guide(config.sampler.prediction, told, free, settings.guidance)
+                real = clean_chunks(out, past, noisy, sigmas, config, same)
         grouped = (part.unflatten(1, (CHUNKS, -1)).flatten(0, 1) for part in (made, real, fake.detach()))
         student_loss = towards_the_teacher(*grouped)
         return critic_loss + student_loss, {"critic": critic_loss.item(), "student": student_loss.item()}

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import levels, mix, shifted
+from pipeline.sampler import guide, levels, mix, shifted
 from pipeline.student import TextKV
 from pipeline.training.clips import Clips
-from pipeline.training.forcing import said
+from pipeline.training.forcing import clean_chunks, teacher_forced
 from pipeline.training.loop import Trainer
 from pipeline.training.rollout import roll_out_clip
 from pipeline.training.settings import StudentSettings
@@ -45,22 +45,6 @@ PART_WAY_LOWEST = 0.2
 Said = Callable[[Tensor, float], Tensor]
 
 
-def clean_said(
-    denoiser: Denoiser,
-    past: Tensor,
-    noisy: Tensor,
-    sigma: float,
-    text: TextKV,
-    control: Tensor,
-    config: ModelConfig,
-    same_BK: Tensor,
-) -> Tensor:
-    """The clean latents that a denoiser names for every chunk at one level."""
-    chunks = noisy.shape[1] // config.chunk
-    sigmas = torch.full((len(noisy), chunks), sigma, device=noisy.device)
-    return said(denoiser.student, past, noisy, sigmas, text, config, control, same_BK)
-
-
 def walk(sigma: float, shift: float) -> list[float]:
     """The levels of a walk from sigma to 0: evenly spaced before the shift, fewer from lower starts."""
     position = sigma / (shift - (shift - 1) * sigma)
@@ -68,19 +52,16 @@ def walk(sigma: float, shift: float) -> list[float]:
     return [*(shifted(position * (1 - step / steps), shift) for step in range(steps)), 0.0]
 
 
-def guided_end(
-    told: Said, free: Said, noisy: Tensor, sigma: float, shift: float, guidance: float, named: Said | None = None
-) -> Tensor:
+def guided_end(guided: Said, noisy: Tensor, sigma: float, shift: float, named: Said | None = None) -> Tensor:
     """Where the teacher's guided trajectory through `noisy` ends.
 
-    told, free: what the teacher says with words and without; it is led from this through that. named: who tells the end
-    after the teacher's first `CONSISTENT_STEPS` steps; None: nobody, the teacher goes all the way.
+    guided: the clean latents that the teacher names, led by its words. named: who tells the end after the teacher's
+    first `CONSISTENT_STEPS` steps; None: nobody, the teacher goes all the way.
     """
     steps = list(itertools.pairwise(walk(sigma, shift)))
     for high, low in steps if named is None else steps[:CONSISTENT_STEPS]:
-        start = free(noisy, high)
-        guided = start + guidance * (told(noisy, high) - start)
-        noisy = guided + low / high * (noisy - guided)
+        clean = guided(noisy, high)
+        noisy = clean + low / high * (noisy - clean)
     return noisy if named is None or low == 0 else named(noisy, low)
 
 
@@ -166,6 +147,20 @@ def train_student(
         def noised(latents: Tensor, sigma: float) -> Tensor:
             return mix(latents, torch.randn(clean.shape, generator=generator).to(device), sigma)
 
+        def put_out(who: Denoiser, text: TextKV, noisy: Tensor, sigma: float) -> Tensor:
+            sigmas_BK = torch.full(known.shape, sigma, device=device)
+            return teacher_forced(who.student, past, noisy, sigmas_BK, text, config, control).float()
+
+        def clean_of(out: Tensor, noisy: Tensor, sigma: float) -> Tensor:
+            return clean_chunks(out, past, noisy, torch.full(known.shape, sigma, device=device), config, same)
+
+        def own(noisy: Tensor, sigma: float) -> Tensor:
+            return clean_of(put_out(denoiser, text, noisy, sigma), noisy, sigma)
+
+        def guided(noisy: Tensor, sigma: float) -> Tensor:
+            told, free = (put_out(teacher, each, noisy, sigma) for each in (named, bare))
+            return clean_of(guide(config.sampler.prediction, told, free, settings.guidance), noisy, sigma)
+
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 words = denoiser.text(tokens)
@@ -175,21 +170,14 @@ def train_student(
                     past, known = rolled_past(denoiser, words, known, settings.longest, config, generator, same)
                 else:
                     past = imperfect_past(denoiser, clean, text, control, config, generator, same)
-
-                def says(who: Denoiser, text: TextKV) -> Said:
-                    return lambda noisy, sigma: clean_said(who, past, noisy, sigma, text, control, config, same)
-
                 for sigma in passes[:-1]:
-                    latents = says(denoiser, text)(noised(latents, sigma), sigma)
+                    latents = own(noised(latents, sigma), sigma)
                 noisy = noised(latents, passes[-1])
-                told, free, own = says(teacher, named), says(teacher, bare), says(denoiser, text)
-                target = guided_end(
-                    told, free, noisy, passes[-1], config.sampler.shift, settings.guidance, own if consistent else None
-                )
+                target = guided_end(guided, noisy, passes[-1], config.sampler.shift, own if consistent else None)
                 if rolled:
                     movers = moved(past, target, config)
             text = denoiser.student.text_kv(words)
-            made = clean_said(denoiser, past, noisy, passes[-1], text, control, config, same)
+            made = own(noisy, passes[-1])
         heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)
         parts = ((made - target).square() * heavy, heavy)
         squares, weights = (part.unflatten(1, (-1, config.chunk)).sum((2, 3, 4, 5)) for part in parts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import levels, mix
+from pipeline.sampler import guide, levels, mix
 from pipeline.student import Student
 from pipeline.training.forcing import clean_chunks, for_both, forced, per_frame
 from pipeline.training.loop import Loss
@@ -101,7 +101,11 @@ def distilling(model: Forced, teacher: Forced, data: Precomputed, settings: WanS
             noisy = mix(latents, noise(), passes[-1])
             told, free = says(teacher, text), says(teacher, bare)
             own = says(model, text) if settings.target == "consistency" else None
-            target = guided_end(told, free, noisy, passes[-1], config.sampler.shift, settings.guidance, own)
+
+            def guided(noisy: Tensor, sigma: float) -> Tensor:
+                return guide("clean", told(noisy, sigma), free(noisy, sigma), settings.guidance)
+
+            target = guided_end(guided, noisy, passes[-1], config.sampler.shift, own)
         made = says(model, text)(noisy, passes[-1])
         error = (made - target).square().unflatten(1, (-1, config.chunk)).mean((2, 3, 4, 5))
         name = f"pass_{turn}" if turn < len(sigmas) else "part_way"

@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import SamplerConfig
-from pipeline.sampler import clean_from, clean_from_flow, denoise, draw_noise, levels, levels_from, mix, shifted, shut
+from pipeline.sampler import (
+    clean_from,
+    clean_from_flow,
+    denoise,
+    draw_noise,
+    guide,
+    levels,
+    levels_from,
+    mix,
+    shifted,
+    shut,
+)
 
 WAN = SamplerConfig(shift=5.0, steps=(1000, 750, 500, 250))
 SHAPE = (1, 2, 4, 3, 5)
@@ -173,3 +184,24 @@ def test_a_gate_is_shut_for_the_first_frame_of_rows_with_new_words_and_for_no_ot
     clean = clean_from("gated", made, out, 0.5, last)
     assert torch.equal(clean[0, 0], out[0, 0, :-1])
     assert not torch.equal(clean[1, 0], out[1, 0, :-1])
+
+
+@pytest.mark.parametrize("prediction", ["flow", "clean"])
+def test_guidance_goes_beyond_what_the_words_say(prediction: str) -> None:
+    told, free = torch.ones(SHAPE), torch.zeros(SHAPE)
+    assert (guide(prediction, told, free, 2.5) == 2.5).all()
+
+
+def test_what_a_gate_lets_through_is_not_led_on() -> None:
+    """Else each chunk pushes it further away: told keeps the frame before, free draws a little less of it."""
+    last = torch.full((1, 1, 4, 2, 2), 5.0)
+    told, free = (
+        torch.cat([torch.full((1, 2, 4, 2, 2), value), torch.full((1, 2, 1, 2, 2), gate)], 2)
+        for value, gate in ((1.0, 100.0), (0.0, -1.0))
+    )
+    for _ in range(40):
+        made = clean_from("gated", guide("gated", told, free, 2.0), told, 1.0, last)
+        last = made[:, -1:]
+    assert (last == 5).all()
+    told[:, :, -1] = -100.0  # and where nothing is let through, it is led as ever
+    assert (clean_from("gated", guide("gated", told, free, 2.0), told, 1.0, last) == 2).all()
