@@ -22,7 +22,7 @@ from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from
+from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from, shut
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
@@ -100,7 +100,9 @@ class Engine:
         cache = KVCache.of(config, device=self.device, dtype=dtype)
         past = PastLatents(cache, (config.codec.latent_channels, *config.latent_size), self.device)
         regions = RegionCache(config, device=self.device, dtype=dtype) if config.tiles else None
-        return StreamState(cache, self.codec.remember(), self.codec.remember(), seed, past=past, regions=regions)
+        state = StreamState(cache, self.codec.remember(), self.codec.remember(), seed, past=past, regions=regions)
+        state.drawn_HW = torch.zeros(config.latent_size, dtype=torch.int64, device=self.device)
+        return state
 
     def reset(self, state: StreamState, seed: int) -> None:
         """Forget the stream, in place: what follows equals a fresh `open(seed)`."""
@@ -134,7 +136,7 @@ class Engine:
             if frames_TCHW is not None:
                 source, control = self._encode(state, controls, frames_TCHW, plan)
         clean = self._denoise(state, sigmas, source, control, plan)
-        state.wording.drawn = state.wording.version
+        state.drawn(None if plan is None else plan.tiles)
         with self.trace("decode"):
             whole, frames_TCHW = self._decode(state, clean, plan)
             if state.past is not None:
@@ -221,8 +223,8 @@ class Engine:
         writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
-        newest = last_before(state)
-        last_BTCHW = None if newest is None else newest[None, None]
+        gated = config.sampler.prediction == "gated"
+        last_BTCHW, same_HW = last_before(state) if gated else (None, None)
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -237,8 +239,12 @@ class Engine:
                         attend.choose(tiles)
                     if cached is not None:
                         timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
-                        return cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
-                    return self.student.predict(noisy, sigma, text, attend, control, tiles)
+                        out = cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
+                    else:
+                        out = self.student.predict(noisy, sigma, text, attend, control, tiles)
+                    if same_HW is None:
+                        return out
+                    return shut(out, (same_HW if tiles is None else tiles.gather(same_HW))[None])
 
             before = last_BTCHW if last_BTCHW is None or tiles is None else tiles.gather(last_BTCHW)
             return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction, before)

@@ -93,14 +93,13 @@ def guide(prediction: str, told: Tensor, free: Tensor, guidance: float) -> Tenso
     return torch.cat([led[:, :, :-1], told[:, :, -1:]], 2) if prediction == "gated" else led
 
 
-def shut(out: Tensor, same_B: Tensor) -> Tensor:
-    """What a transformer with a gate put out, the gate of the first frame shut in rows that new words are drawn in.
+def shut(out: Tensor, same_BHW: Tensor) -> Tensor:
+    """What a transformer with a gate put out, the gate of the first frame shut where new words are drawn.
 
-    The frame before shows what the words before told. same_B: booleans, of rows whose words are still the same.
+    The frame before shows what the words before told. same_BHW: booleans, of rows or cells whose words are the same.
     """
-    gate, new_B = out[:, :1, -1:], ~same_B[:, None, None, None, None]
-    gates = torch.cat([gate.masked_fill(new_B, -torch.inf), out[:, 1:, -1:]], 1)
-    return torch.cat([out[:, :, :-1], gates], 2)
+    gates = [out[:, :1, -1:].masked_fill(~same_BHW[:, None, None], -torch.inf), out[:, 1:, -1:]]
+    return torch.cat([out[:, :, :-1], torch.cat(gates, 1)], 2)
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:

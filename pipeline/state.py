@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pipeline.codec import Memory
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionCache
 from pipeline.student import TextKV
+from pipeline.tiles import Tiles
 from pipeline.wording import PastLatents, Wording
 
 
 @dataclass
 class StreamState:
     """index: the next chunk. prompt, text: the prompt that is drawn, and the cross-attention keys and values of what it
-    is drawn from. wording: how it came there. past: clean latents of what the cache remembers; None: nobody will want
-    it rewritten. worn: the low-rank weights that the words' keys were made with. regions: None for a model that cannot
-    hold tiles.
+    is drawn from. wording: how it came there. drawn_HW: the version of it that each latent cell was drawn from last.
+    past: clean latents of what the cache remembers; None: nobody will want it rewritten. worn: the low-rank weights
+    that the words' keys were made with. regions: None for a model that cannot hold tiles.
     """
 
     cache: KVCache
@@ -27,6 +29,7 @@ class StreamState:
     prompt: str | None = None
     text: TextKV | None = None
     wording: Wording = field(default_factory=Wording)
+    drawn_HW: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
     past: PastLatents | None = None
     worn: tuple[str, float] = ("", 0.0)
     regions: RegionCache | None = None
@@ -41,11 +44,23 @@ class StreamState:
         self.prompt, self.text = None, None
         self.wording.reset()
 
+    def drawn(self, tiles: Tiles | None) -> None:
+        """The chunk is drawn, or only these tiles of it."""
+        if tiles is None:
+            self.drawn_HW.fill_(self.wording.version)
+        else:
+            tiles.scatter(tiles.gather(self.drawn_HW).fill_(self.wording.version), self.drawn_HW)
 
-def last_before(state: StreamState) -> Tensor | None:
-    """The latent frame before the coming chunk, for a gate to let through, (C, h, w); None at a stream's beginning.
 
-    None, too, where the words are new: that frame shows what the ones before told.
+def last_before(state: StreamState) -> tuple[Tensor | None, Tensor | None]:
+    """The latent frame before the coming chunk, for a gate to let through, (1, 1, C, h, w), and where it may.
+
+    None, None at a stream's beginning, and where the words are other ones, or read by other low-rank weights: that
+    frame shows what those before told. A mask, booleans (h, w), where only some cells were drawn from these already;
+    None: all were.
     """
-    same = state.wording.drawn == state.wording.version
-    return state.past.newest() if state.past is not None and same else None
+    same_HW = state.drawn_HW == state.wording.version
+    newest = None if state.past is None else state.past.newest()
+    if newest is None or not same_HW.any():
+        return None, None
+    return newest[None, None], None if same_HW.all() else same_HW

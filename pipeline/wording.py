@@ -20,7 +20,7 @@ class Wording:
     """now_BLD: the embedding that is drawn. target_BLD: the newest prompt's.
 
     start_BLD, done, span: of a glide, where it began and how many of its chunks are behind. version: raised by whoever
-    makes keys and values anew. drawn: the version that the newest chunk was drawn from.
+    makes keys and values anew.
     """
 
     now_BLD: Tensor | None = None
@@ -29,7 +29,6 @@ class Wording:
     done: int = 0
     span: int = 0
     version: int = 0
-    drawn: int = 0
 
     def reset(self) -> None:
         self.now_BLD = self.target_BLD = self.start_BLD = None
@@ -38,9 +37,12 @@ class Wording:
     def take(self, embedding_BLD: Tensor, controls: Controls) -> bool:
         """A new prompt, from the coming chunk on; returns whether the past has to be rewritten.
 
-        A stream's first prompt simply is there.
+        A stream's first prompt simply is there. One that reads the same as the prompt before changes nothing.
         """
-        first, self.target_BLD = self.now_BLD is None, embedding_BLD
+        first = self.now_BLD is None
+        if self.target_BLD is not None and torch.equal(embedding_BLD, self.target_BLD):
+            return False
+        self.target_BLD = embedding_BLD
         self.start_BLD = self.now_BLD if controls.transition == "glide" else None
         self.done, self.span = 0, controls.glide_chunks
         return not first and controls.transition == "recache"

@@ -109,7 +109,7 @@ def clean_chunks(
         part[:, each:].unflatten(1, (-1, each)).flatten(0, 1) for part in (out_BTCHW, noisy_BTCHW, sigmas)
     )
     if same_BK is not None and kind == "gated":
-        out = shut(out, same_BK[:, 1:].flatten())
+        out = shut(out, same_BK[:, 1:].flatten()[:, None, None])
     others = clean_from(kind, out, noisy, sigma, last).unflatten(0, (len(first), -1)).flatten(1, 2)
     return torch.cat([first, others], 1)
 

@@ -71,8 +71,7 @@ class GuidedTeacher(Engine):
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         noisy = draw_noise(shape, state.seed, state.index, 0).to(self.device)
         cached = StepCache(self.student, self.step_cache, len(sigmas))
-        newest = last_before(state)
-        last = None if newest is None else newest[None, None]
+        last, _ = last_before(state)
         for high, low in pairwise([*sigmas, 0.0]):
             both = noisy.expand(2, -1, -1, -1, -1)
             out = cached(both, torch.full((1, 1), 1000 * high, device=self.device), text, attend)

@@ -33,14 +33,18 @@ def roll_out(
     each chunk gets, from 1 to the schedule's length; the last of them carries the gradient, if gradients are on.
     masks: the tiles that are computed in each chunk, the same for all streams; None is all of them, as in the first.
     The others are held, as region caching holds them. No masks: nothing is held in any chunk.
-    same_BK: in which chunks a stream is drawn from the words of the one before, booleans; None: in all.
+    same_BK: in which chunks a stream is drawn from the words of the one before, booleans; None: in all. A tile that is
+    held then is drawn from new ones when its turn comes.
     """
     device = texts[0][0][0].device
     cache = KVCache.of(config, batch=len(seeds), device=device)
-    sigmas, learning, gated = levels(config.sampler), torch.is_grad_enabled(), config.sampler.prediction == "gated"
+    sigmas, learning = levels(config.sampler), torch.is_grad_enabled()
     size = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
     regions = RegionCache(config, batch=len(seeds), device=device) if masks else None
     chunks: list[Tensor] = []
+    fresh_BHW = None  # cells that were not drawn yet from the words that now hold
+    if same_BK is not None and config.sampler.prediction == "gated":
+        fresh_BHW = torch.zeros(len(seeds), *config.latent_size, dtype=torch.bool, device=device)
     for index, (text, count) in enumerate(zip(texts, passes, strict=True)):
         attend, tiles = CachedAttention(cache, student, config.grid, config.chunk), None
         if regions is not None:
@@ -48,6 +52,10 @@ def roll_out(
             tiles = None if mask_HW is None else Tiles.of(mask_HW, device)
             attend = RegionAttention(cache, student, config.grid, config.chunk, regions, sigmas)
             attend.choose(tiles)
+        same_BHW = None
+        if fresh_BHW is not None and same_BK is not None:
+            fresh_BHW |= ~same_BK[:, index, None, None]
+            same_BHW = ~(fresh_BHW if tiles is None else tiles.gather(fresh_BHW))
         # Compiled layers break here: each length of the past would be a graph of its own.
         look: Attend = torch.compiler.disable(attend.__call__)
 
@@ -64,13 +72,13 @@ def roll_out(
             look: Attend = look,
             attend: CachedAttention = attend,
             tiles: Tiles | None = tiles,
-            same_B: Tensor | None = None if same_BK is None or not gated else same_BK[:, index],
+            same_BHW: Tensor | None = same_BHW,
         ) -> Tensor:
             if isinstance(attend, RegionAttention):
                 attend.step = step
             with torch.set_grad_enabled(learning and step == count - 1):
                 out = student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
-            return out if same_B is None else shut(out, same_B)
+            return out if same_BHW is None else shut(out, same_BHW)
 
         last = chunks[-1][:, -1:].detach() if chunks else None
         if last is not None and tiles is not None:
@@ -80,6 +88,11 @@ def roll_out(
             attend.writing = True
             student(clean.detach(), torch.zeros(1, 1, device=device), text, look, None, tiles)
             cache.commit(config.chunk)
+        if fresh_BHW is not None and same_BHW is not None:
+            if tiles is None:
+                fresh_BHW.fill_(False)
+            else:
+                tiles.scatter(torch.zeros_like(same_BHW), fresh_BHW)
         chunks.append(clean if regions is None else regions.keep(clean, tiles))
     return chunks
 

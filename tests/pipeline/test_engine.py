@@ -368,3 +368,25 @@ def test_what_is_painted_to_show_another_prompt_is_not_kept_by_a_gate(open_gate:
     assert after.active_HW is not None and after.active_HW.sum() == 1
     assert not np.array_equal(after.latents_TCHW[..., :2, :2], before.latents_TCHW[..., :2, :2])
     assert np.array_equal(after.latents_TCHW[0, :, 2:], before.latents_TCHW[1, :, 2:])
+
+
+def test_what_was_held_while_a_painted_part_got_new_words_is_not_kept_once_these_reach_it(open_gate: Engine) -> None:
+    """Whether the mask grows or is lifted."""
+    state, paint = open_gate.open(7), replace(RED, regions=0.5, paint="100" + "000")
+    red = run(open_gate, state, *[paint] * 5)[-1]
+    blue = run(open_gate, state, *[replace(paint, prompt="blue ball")] * 2)[-1]
+    grown = open_gate.step(state, replace(paint, prompt="blue ball", paint="110" + "000"))
+    assert np.array_equal(grown.latents_TCHW[..., :2, :2], blue.latents_TCHW[..., :2, :2])
+    assert not np.array_equal(grown.latents_TCHW[..., :2, 2:4], red.latents_TCHW[..., :2, 2:4])
+    assert np.array_equal(grown.latents_TCHW[..., 2:, :], red.latents_TCHW[..., 2:, :])
+    lifted = open_gate.step(state, Controls("blue ball", RED.seed))
+    assert np.array_equal(lifted.latents_TCHW[..., :2, :4], grown.latents_TCHW[..., :2, :4])
+    assert not np.isclose(lifted.latents_TCHW[..., 2:, :], red.latents_TCHW[..., 2:, :]).any()
+
+
+def test_the_same_words_spelt_otherwise_change_nothing(open_gate: Engine) -> None:
+    state = open_gate.open(7)
+    before = run(open_gate, state, RED, RED)[-1]
+    after = open_gate.step(state, replace(RED, prompt=f" {RED.prompt.upper()}  "))
+    assert after.prompt == f" {RED.prompt.upper()}  "
+    assert np.array_equal(after.latents_TCHW, before.latents_TCHW)

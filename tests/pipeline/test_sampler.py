@@ -176,7 +176,7 @@ def test_a_student_that_predicts_clean_latents_equals_one_that_predicts_their_fl
 
 def test_a_gate_is_shut_for_the_first_frame_of_rows_with_new_words_and_for_no_other() -> None:
     out = torch.randn(2, 3, 5, 2, 2)
-    made = shut(out, torch.tensor([False, True]))
+    made = shut(out, torch.tensor([False, True])[:, None, None])
     assert torch.equal(made[1], out[1])
     assert torch.equal(made[0, 1:], out[0, 1:])
     assert torch.equal(made[0, 0, :-1], out[0, 0, :-1])
@@ -205,3 +205,11 @@ def test_what_a_gate_lets_through_is_not_led_on() -> None:
     assert (last == 5).all()
     told[:, :, -1] = -100.0  # and where nothing is let through, it is led as ever
     assert (clean_from("gated", guide("gated", told, free, 2.0), told, 1.0, last) == 2).all()
+
+
+def test_a_gate_may_be_shut_for_some_cells() -> None:
+    out, same = torch.randn(1, 2, 5, 2, 2), torch.tensor([[[True, False], [True, True]]])
+    made = shut(out, same)
+    assert (made[0, 0, -1] == -torch.inf).tolist() == (~same[0]).tolist()
+    assert torch.equal(made[..., same[0]], out[..., same[0]])
+    assert torch.equal(made[:, 1], out[:, 1])

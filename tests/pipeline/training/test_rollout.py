@@ -7,6 +7,7 @@ import torch
 from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
+from pipeline.region_cache import RegionCache
 from pipeline.student import TextKV
 from pipeline.training.rollout import roll_out, roll_out_clip
 
@@ -54,6 +55,29 @@ def test_a_rollout_with_held_tiles_equals_a_live_stream_that_holds_them(live: En
         chunks = roll_out(engine.student, texts, [3, 8], [len(config.sampler.steps)] * 7, config, masks)
     for chunk, seen in zip(chunks, made, strict=True):
         torch.testing.assert_close(chunk[0], torch.from_numpy(seen.latents_TCHW), atol=1e-4, rtol=1e-4)
+
+
+def test_new_words_reach_held_tiles_when_their_turn_comes_in_a_rollout_as_in_a_live_stream(
+    gated_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live stream forgets the past of painted tiles as well, which is a viewer's wish and not done here."""
+    monkeypatch.setattr(RegionCache, "forget", lambda *_: None)
+    engine, config, painted = gated_engine, gated_engine.config, "001" + "011"
+    controls = [Controls(PROMPTS[0], 3, paint=painted)] * 5
+    controls += [Controls(PROMPTS[1], 3, paint=painted)] * 2 + [Controls(PROMPTS[1], 3)]
+    state = engine.open(3)
+    made = [engine.step(state, each) for each in controls]
+    masks = [None if each.active_HW is None or each.active_HW.all() else each.active_HW for each in made]
+    assert masks[5] is not None and masks[7] is None
+    with torch.no_grad():
+        texts = [texts_of(engine, (each.prompt,) * 2) for each in controls]
+        passes, same_BK = [len(config.sampler.steps)] * 8, torch.arange(8).ne(5).expand(2, -1)
+        chunks, kept = (
+            roll_out(engine.student, texts, [3, 8], passes, config, masks, same) for same in (same_BK, None)
+        )
+    for chunk, seen in zip(chunks, made, strict=True):
+        torch.testing.assert_close(chunk[0], torch.from_numpy(seen.latents_TCHW), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(chunks[7], kept[7], atol=1e-3)
 
 
 def test_what_is_held_has_no_gradient_and_what_is_computed_has(engine: Engine, config: ModelConfig) -> None:
