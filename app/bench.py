@@ -127,7 +127,7 @@ def measure_alone(model: Path | None, threads: int, seconds: float) -> Report:
     config, measured = asyncio.run(measure_engine(factory, threads, seconds))
     machine = describe_machine(config, threads)
     rate, codec_rate = (float(machine[name] or 0) for name in ("matmul_gflops", "matmul_codec_gflops"))
-    return machine | measured | floors(count_operations(factory), rate, codec_rate)
+    return machine | measured | floors(count_operations(factory), rate, max(rate, codec_rate))
 
 
 def tables(report: Report) -> list[Table]:

@@ -205,10 +205,10 @@ def run(engine: Any, controls: Controls, sources: list[Any], name: str, lpips: D
     for index, source in enumerate(sources):
         true, seen = source if source is not None else (None, None)
         twin, floor = deepcopy(state), deepcopy(state)
-        held_THWC = None if index < 3 else held_pictures(engine, state)
         beside = [deepcopy(state) for _ in range(1, DRAWS)] if true is None and index >= 3 else []
         chunk: Chunk = sparse.time(lambda seen=seen: engine.step(state, controls, seen))
         other: Chunk = dense.time(lambda twin=twin, seen=seen: engine.step(twin, plain, seen))
+        held_THWC = None if index < 3 else held_pictures(engine, floor)
         if chunk.active_HW is None and index < 3:  # nothing can be held yet
             del sparse.wall_ms[-1], sparse.cpu_ms[-1], dense.wall_ms[-1], dense.cpu_ms[-1]
         every = np.ones(engine.config.tiles, bool)

@@ -25,7 +25,7 @@ from app.evaluate_plots import write_plots
 from app.evaluate_report import Told, kept_notes, page
 from app.probe import read_probe
 from app.spread import Spreader
-from pipeline.codec import PocketCodec
+from pipeline.codec import PocketCodec, multiplies_bfloat16
 from pipeline.engine import Engine
 from pipeline.training import asks
 from pipeline.training import evaluate as measured
@@ -120,7 +120,8 @@ def evaluate(wanted: Wanted, plan: Plan) -> None:
     told = Told(
         command=shlex.join(["stillstream", "eval", *wanted.words]),
         machine=f"{cpu_name()} (threads: {wanted.threads})",
-        model=f"{engine.config.name} in `{wanted.model}`" if wanted.model else f"the embedded {engine.config.name}",
+        model=(f"{engine.config.name} in `{wanted.model}`" if wanted.model else f"the embedded {engine.config.name}")
+        + f", its codec in {'bfloat16' if multiplies_bfloat16() else 'single precision'}",
         teacher=f"`{wanted.teacher}`, guidance {teacher.guidance:g}" if teacher else "none at hand",
         probe=about,
         took_s=perf_counter() - began_s,

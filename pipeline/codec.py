@@ -131,6 +131,8 @@ def _decoder(config: CodecConfig) -> nn.Sequential:
 def _run(layers: nn.Sequential, x: Tensor, near: Near = alone) -> Tensor:
     """In the layers' own precision; single comes back."""
     x = x.to(next(layers.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+    if near is alone:
+        return layers(x).float()  # as a whole, which training compiles
     for layer in layers:
         if isinstance(layer, Residual):
             x = layer(x, near)
@@ -347,7 +349,8 @@ class PocketCodec(nn.Module):
 
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has tiles for products of bfloat16 (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch
+    return bool(capabilities.get("amx_bf16"))
 
 
 def to_bytes(frames_TCHW: Tensor) -> Tensor:

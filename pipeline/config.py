@@ -100,7 +100,7 @@ class CacheConfig:
     frame leaves the window; the rest comes from that frame, so that the sink is a running average. 1: it stays.
     rewrites: instead of either, the window is written again after each chunk, by itself, as if the stream had begun
     with it; its oldest frame is one picture then, encoded anew. past_weight: how much a remembered frame weighs in
-    attention beside the chunk's own; the sink, or the oldest one where there is none, weighs as much as these.
+    attention beside the chunk's own; the sink, or the oldest frame where there is none, weighs as much as the chunk's.
     """
 
     sink: int = 2

@@ -123,7 +123,7 @@ class Family(Download):
     rewrites: bool = False
     """Whether the window is written again after each chunk, by itself and with its oldest frame encoded anew."""
     past_weight: float = 1.0
-    """How much a remembered frame, but for the oldest, weighs in attention beside the chunk's own."""
+    """How much a remembered frame, but for the sink, or the oldest where there is none, weighs in attention."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     remark: str = ""

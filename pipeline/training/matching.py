@@ -86,6 +86,9 @@ def train_matching(
         masks: list[np.ndarray | None] = []
         if config.tiles is not None and torch.rand((), generator=generator) < settings.held:
             masks, passes[:] = random_masks(config.tiles, len(passes), generator), most
+        seen = same.clone()
+        if longer:  # the chunk before it is not in the clip, so no gate may let that one through
+            seen[:, 1] = False
         learns = step >= settings.critic_alone
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             with torch.set_grad_enabled(learns):
@@ -94,7 +97,7 @@ def train_matching(
             sigmas = noise_levels(streams, CHUNKS, config.sampler.shift, generator).clamp(LOWEST, HIGHEST).to(device)
             noisy = mix(past, torch.randn(past.shape, generator=generator).to(device), per_frame(sigmas, config))
             fake = said(
-                pair.critic.student, past, noisy, sigmas, pair.critic.student.text_kv(words), config, None, same
+                pair.critic.student, past, noisy, sigmas, pair.critic.student.text_kv(words), config, None, seen
             )
             scale = per_frame(sigmas.clamp_min(SIGMA_FLOOR), config)
             critic_loss = ((fake - past) / scale).square().mean()
@@ -106,7 +109,7 @@ def train_matching(
                     teacher_forced(teacher.student, past, noisy, sigmas, text, config).float() for text in texts
                 )
                 out = guide(config.sampler.prediction, told, free, settings.guidance)
-                real = clean_chunks(out, past, noisy, sigmas, config, same)
+                real = clean_chunks(out, past, noisy, sigmas, config, seen)
         grouped = (part.unflatten(1, (CHUNKS, -1)).flatten(0, 1) for part in (made, real, fake.detach()))
         student_loss = towards_the_teacher(*grouped)
         return critic_loss + student_loss, {"critic": critic_loss.item(), "student": student_loss.item()}

@@ -224,6 +224,8 @@ class WanSettings:
             raise ValueError("lora adapts weights that are there; name a transformer to begin from")
         if self.lora.rank and (self.teacher.muon or self.student.muon):
             raise ValueError("muon is for the matrices between layers, which lora leaves as they are; choose one")
+        if self.model.sampler.prediction == "gated":
+            raise ValueError("a Wan model has no gate; choose the prediction flow or clean")
 
 
 def load_settings(path: Path) -> TrainSettings | WanSettings:

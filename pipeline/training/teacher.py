@@ -2,7 +2,8 @@
 
 What a stream remembers is what the model drew, soft and a little off. So in half of the clips the past is drawn by the
 model itself, from the true chunks noised, once or several times over, and the target stays the true one: it learns to
-put right what it sees, and what has worn off along a stream. A model with a gate is asked to let stand what stands
+put right what it sees, and what has worn off along a stream; half of these pasts are drawn under another clip's words,
+so that it comes back to its own. A model with a gate is asked to let stand what stands
 still, too, where the past is only a little off.
 Source: resampling of the history (Resampling Forcing, 2025), noised history (Diffusion Forcing, 2024).
 
@@ -11,6 +12,7 @@ and the past are learnt.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -146,10 +148,9 @@ def held(clean: Tensor, past: Tensor, config: ModelConfig, same_BK: Tensor) -> t
 
 
 def unchanged(prompts: list[str], per_clip: int) -> Tensor:
-    """Which chunks are drawn from the words of the one before, (B, K), booleans."""
-    return torch.tensor([text == before for text, before in zip(prompts, ["", *prompts], strict=False)]).view(
-        -1, per_clip
-    )
+    """Which chunks are drawn from the words of the one before, (B, K), booleans. A clip's first one has none."""
+    clips = [prompts[at : at + per_clip] for at in range(0, len(prompts), per_clip)]
+    return torch.tensor([[False, *(text == before for before, text in pairwise(clip))] for clip in clips])
 
 
 def drop_captions(prompts: list[str], per_clip: int, generator: torch.Generator) -> list[str]:

@@ -97,3 +97,14 @@ def engine(config: ModelConfig, codec: PocketCodec, text: TextEncoder, student: 
 @pytest.fixture(scope="session")
 def gated_engine(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
     return Engine(gated[0], codec, text, gated[1])
+
+
+@pytest.fixture
+def open_gate(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
+    """A model that lets the frame before stay everywhere."""
+    config, student = gated[0], Student(gated[0].student)
+    student.load_state_dict(gated[1].state_dict())
+    with torch.no_grad():
+        for part, value in ((student.model.proj_out.weight, 0.0), (student.model.proj_out.bias, 100.0)):
+            part.unflatten(0, (-1, config.student.out_channels))[:, -1] = value
+    return Engine(config, codec, text, student.eval().requires_grad_(False))

@@ -176,3 +176,23 @@ def test_in_bfloat16_chosen_tiles_are_as_near_to_a_whole_as_it_is_to_single_prec
     wanted, quick = made
     assert quick.dtype == torch.float32
     assert 0 < (quick - wanted).square().mean() < 1e-4 * wanted.square().mean()
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_what_training_compiles_is_what_runs(codec: PocketCodec, config: ModelConfig, part: str) -> None:
+    """Layers that were called one by one would stay eager and say nothing."""
+    torch.compiler.reset()
+    compiled, graphs = deepcopy(codec), []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    getattr(compiled, part).compile(backend=backend)
+    if part == "encoder":
+        frames = pictures(8)[None]
+        torch.testing.assert_close(compiled.encode(frames), codec.encode(frames))
+    else:
+        coded = latents(config, 2)[None]
+        torch.testing.assert_close(compiled.decode(coded), codec.decode(coded))
+    assert graphs

@@ -322,17 +322,6 @@ def test_warming_up_leaves_no_trace_in_later_streams(engine: Engine) -> None:
     assert same(before, run(engine, engine.open(7), RED, RED))
 
 
-@pytest.fixture
-def open_gate(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
-    """A model that lets the frame before stay everywhere."""
-    config, student = gated[0], Student(gated[0].student)
-    student.load_state_dict(gated[1].state_dict())
-    with torch.no_grad():
-        for part, value in ((student.model.proj_out.weight, 0.0), (student.model.proj_out.bias, 100.0)):
-            part.unflatten(0, (-1, config.student.out_channels))[:, -1] = value
-    return Engine(config, codec, text, student.eval().requires_grad_(False))
-
-
 def test_an_open_gate_keeps_a_streams_first_frame_until_the_stream_begins_again(open_gate: Engine) -> None:
     state = open_gate.open(7)
     first, *later = run(open_gate, state, *[RED] * 5)

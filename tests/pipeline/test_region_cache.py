@@ -209,3 +209,26 @@ def test_a_tile_ages_while_it_is_held(config: ModelConfig) -> None:
     assert regions.age_HW.tolist() == [[0, 3, 3], [0, 0, 3]]
     regions.keep(clean, None)
     assert not regions.age_HW.any()
+
+
+def test_a_past_that_was_forgotten_and_one_that_weighs_less_go_together(student: Student, config: ModelConfig) -> None:
+    config = replace(config, cache=replace(config.cache, past_weight=0.3))
+    stream, gone = Stream(student, config), Tiles.of(MASK)
+    for seed in range(2):
+        stream.push(seed)
+    stream.regions.forget(gone.tokens(config.grid), stream.cache.written)
+    attend, tokens = stream.attend(), config.tokens_per_frame
+    q, k, v = torch.randn(3, 1, config.chunk * tokens, *stream.cache.keys.shape[-2:])
+    attend.writing = True  # nothing is carried then
+    with torch.no_grad():
+        made = attend(1, q, k, v)
+        past_k, past_v = CachedAttention.read(attend, 1)
+    kept = torch.ones(tokens, dtype=torch.bool).index_fill(0, gone.tokens(config.grid), False)
+    weights = torch.full((stream.cache.frames, tokens), 0.3)
+    weights[: config.cache.sink] = 1
+    weights[:, ~kept] = 0
+    keys, values = torch.cat((past_k, rotate(k, attend.rows)), 1), torch.cat((past_v, v), 1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", rotate(q, attend.rows), keys) * q.shape[-1] ** -0.5
+    shares = scores.exp() * torch.cat((weights.flatten(), torch.ones(k.shape[1])))
+    wanted = torch.einsum("bhqk,bkhd->bqhd", shares / shares.sum(-1, keepdim=True), values)
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=1e-5)

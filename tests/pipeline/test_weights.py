@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline import engine as engine_module
 from pipeline.chunk import Controls
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig
@@ -57,6 +58,18 @@ def test_a_model_that_was_read_makes_the_picture_of_the_one_that_was_written(fol
     ours, theirs = engine.step(engine.open(7), red), read.step(read.open(7), red)
     error = abs(ours.latents_TCHW - theirs.latents_TCHW)
     assert error.max() < 0.05 * ours.latents_TCHW.std()
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_codec_is_in_bfloat16_where_the_machine_has_tiles_for_it(
+    folder: Path, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "multiplies_bfloat16", lambda: tiles)
+    codec = Engine.load(folder).codec
+    assert isinstance(codec, PocketCodec)
+    wanted = torch.bfloat16 if tiles else torch.float32
+    assert {value.dtype for part in (codec.encoder, codec.decoder) for value in part.parameters()} == {wanted}
+    assert codec.scale.dtype == torch.float32
 
 
 def test_reading_and_writing_again_changes_nothing(folder: Path, tmp_path: Path) -> None:

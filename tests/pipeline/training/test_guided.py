@@ -94,3 +94,9 @@ def test_what_is_no_teacher_of_this_model_is_told_in_one_sentence(engine: Engine
         with pytest.raises(PipelineError) as refused:
             load_teacher(path, engine)
         assert refused.value.code == "teacher_unreadable"
+
+
+def test_what_a_gate_keeps_is_not_led_on_along_a_stream(open_gate: Engine) -> None:
+    """Guided or not, a stream whose gate is open everywhere shows its first frame for ever."""
+    led = latents(guided(open_gate, steps=3, guidance=3.0), ["red ball"] * 6)
+    assert np.array_equal(led[1:], led[:1].repeat(len(led) - 1, 0))
