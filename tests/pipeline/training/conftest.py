@@ -16,7 +16,9 @@ from pipeline.training import loop
 from pipeline.training.clips import encode_clips
 from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from pipeline.training.settings import WanSettings, WanStageSettings
+from pipeline.training.teacher import Denoiser
 from pipeline.weights import export, save_transformer
+from tests.pipeline.conftest import stir
 
 
 @pytest.fixture
@@ -38,6 +40,15 @@ def encoded_openings(config: ModelConfig, codec: PocketCodec, tmp_path_factory: 
     folder = tmp_path_factory.mktemp("openings")
     encode_clips(config, codec, folder, count=10, seed=10, chunks=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def knowing(config: ModelConfig) -> Denoiser:
+    """A teacher that says something: fresh ones start at zero."""
+    torch.manual_seed(4)
+    made = Denoiser(config)
+    stir(made, 0.15)
+    return made.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

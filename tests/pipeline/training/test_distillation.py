@@ -63,15 +63,6 @@ def data(encoded_openings: Path, encoded: Path, config: ModelConfig) -> tuple[Cl
     return Clips(encoded_openings, config, seed=12), Clips(encoded, config, seed=13)
 
 
-@pytest.fixture(scope="module")
-def knowing(config: ModelConfig) -> Denoiser:
-    """A teacher that says something: fresh ones start at zero."""
-    torch.manual_seed(4)
-    made = Denoiser(config)
-    stir(made, 0.15)
-    return made.eval().requires_grad_(False)
-
-
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 

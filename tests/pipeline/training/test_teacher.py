@@ -1,6 +1,7 @@
 """What a teacher is taught with: levels of noise, pasts as a stream remembers them, and what is to stay."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,21 +23,11 @@ from pipeline.training.teacher import (
     noised_past,
     unchanged,
 )
-from tests.pipeline.conftest import stir
 
 
 @pytest.fixture
 def clips(encoded: Path, config: ModelConfig) -> Clips:
     return Clips(encoded, config, seed=13)
-
-
-@pytest.fixture(scope="module")
-def knowing(config: ModelConfig) -> Denoiser:
-    """A teacher that says something: fresh ones start at zero."""
-    torch.manual_seed(4)
-    made = Denoiser(config)
-    stir(made, 0.15)
-    return made.eval().requires_grad_(False)
 
 
 def test_levels_are_often_pure_noise_and_otherwise_spread(config: ModelConfig) -> None:
@@ -156,17 +147,19 @@ def test_a_past_may_be_drawn_from_a_past_that_was_drawn(
     """As often as a stream that is a few chunks old has it, each time from what was drawn last."""
     clean, prompts, _, control, _ = clips.batch(0, 2)
     text = knowing.student.text_kv(knowing.text(knowing.text.tokenize(prompts)))
+    pasts: list[torch.Tensor] = []
+    made: list[torch.Tensor] = []
+
+    def watched(student: Student, past: torch.Tensor, *rest: Any) -> torch.Tensor:
+        pasts.append(past)
+        made.append(said(student, past, *rest))
+        return made[-1]
+
+    monkeypatch.setattr(teacher_stage, "said", watched)
     rounds = []
     for seed in range(12):
-        pasts: list[torch.Tensor] = []
-        made: list[torch.Tensor] = []
-
-        def watched(student: Student, past: torch.Tensor, *rest: object) -> torch.Tensor:
-            pasts.append(past)  # noqa: B023
-            made.append(said(student, past, *rest))  # type: ignore[arg-type]  # noqa: B023
-            return made[-1]  # noqa: B023
-
-        monkeypatch.setattr(teacher_stage, "said", watched)
+        pasts.clear()
+        made.clear()
         generator = torch.Generator().manual_seed(seed)
         past = imperfect_past(knowing, clean, text, control, config, generator, unchanged(prompts, CHUNKS))
         assert torch.equal(past[::2], made[-1])
