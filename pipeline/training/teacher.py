@@ -3,8 +3,8 @@
 What a stream remembers is what the model drew, soft and a little off. So in half of the clips the past is drawn by the
 model itself, from the true chunks noised, once or several times over, and the target stays the true one: it learns to
 put right what it sees, and what has worn off along a stream; half of these pasts are drawn under another clip's words,
-so that it comes back to its own. A model with a gate is asked to let stand what stands
-still, too, where the past is only a little off.
+so that it comes back to its own. A model with a gate is asked to let stand what stands still, too, where the past is
+only a little off.
 Source: resampling of the history (Resampling Forcing, 2025), noised history (Diffusion Forcing, 2024).
 
 One step of three sees openings of many scenes, where looks and words are learnt; the rest see whole clips, where motion
