@@ -22,7 +22,7 @@ from pipeline.fit import blank
 from pipeline.memory import plan
 from pipeline.models import Family, family
 from pipeline.prompts import Prompts
-from pipeline.tiny_codec import TinyDecoder
+from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.umt5 import PLACES
 from pipeline.wan import WanPair
 from pipeline.wan_codec import WanCodec
@@ -58,7 +58,11 @@ def build(row: Family, width: int, height: int, decoder: str, watch: Watch) -> E
     student.model.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
     for value in student.parameters():
         torch.nn.init.normal_(value, std=0.02)
-    pair = WanPair(WanCodec(AutoencoderKLWan()), TinyDecoder() if decoder == "tiny" else None).bfloat16()
+    if decoder == "tiny":
+        pair = WanPair(TinyEncoder(), TinyDecoder()).bfloat16()
+    else:
+        whole = WanCodec(AutoencoderKLWan())
+        pair = WanPair(whole, whole).bfloat16()
 
     def read(prompt: str) -> Tensor:
         return torch.randn(64, config.student.text_dim, generator=torch.Generator().manual_seed(len(prompt)))

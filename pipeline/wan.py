@@ -1,12 +1,13 @@
-"""A Wan model put together from its parts: student, text encoder, and the two codecs as the engine's one.
+"""A Wan model put together from its parts: student, text encoder, and an encoder and a decoder as the engine's codec.
 
-The tiny decoder is for watching live, Wan's autoencoder for recording; encoding is the autoencoder's. Which tiles are
-computed concerns the student alone: these codecs always take a whole picture, and cut tiles out of the result.
+TAEHV's tiny ones are for watching live, Wan's autoencoder for recording. Which tiles are computed concerns the student
+alone: these codecs always take a whole picture, and cut tiles out of the result.
 Knows the layout of no repo: where the parts lie is told.
 """
 
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,44 +16,47 @@ from pipeline.config import ModelConfig, WanModel
 from pipeline.prompts import Prompts
 from pipeline.student import Student
 from pipeline.tiles import Tiles
-from pipeline.tiny_codec import TinyDecoder, TinyMemory, load_tiny_decoder
+from pipeline.tiny_codec import TinyDecoder, TinyEncoder, load_tiny_decoder, load_tiny_encoder
 from pipeline.umt5 import PLACES, fingerprint, load_umt5
-from pipeline.wan_codec import WanCodec, WanMemory, load_wan_codec
+from pipeline.wan_codec import WanCodec, load_wan_codec
 from pipeline.weights import load_transformer
 
 
 @dataclass
 class PairMemory:
-    """What one direction of a stream remembers; the other's is never filled."""
+    """What one direction of a stream remembers; the other's is never filled. begun: there were pictures to encode."""
 
-    vae: WanMemory = field(default_factory=WanMemory)
-    tiny: TinyMemory = field(default_factory=TinyMemory)
+    encoder: Any
+    decoder: Any
+    begun: bool = False
 
     def reset(self) -> None:
-        self.vae.reset()
-        self.tiny.reset()
+        self.encoder.reset()
+        self.decoder.reset()
+        self.begun = False
 
     def forget_tiles(self) -> None:
         """All is whole anyway."""
 
 
 class WanPair(nn.Module):
-    """Wan's autoencoder, and the tiny decoder in its stead where there is one; a `codec.Codec`."""
+    """One that encodes and one that decodes, perhaps the same; a `codec.Codec`."""
 
-    def __init__(self, vae: WanCodec, tiny: TinyDecoder | None = None) -> None:
+    def __init__(self, encoder: WanCodec | TinyEncoder, decoder: WanCodec | TinyDecoder) -> None:
         super().__init__()
-        self.vae, self.tiny = vae, tiny
+        self.encoder, self.decoder = encoder, decoder
 
     def place(self, device: torch.device) -> Self:
         return self.to(device)
 
     def remember(self) -> PairMemory:
-        return PairMemory()
+        return PairMemory(self.encoder.remember(), self.decoder.remember())
 
     def encode_push(self, memory: PairMemory, frames_TCHW: Tensor) -> Tensor | None:
         """Of a stream's first chunk the oldest pictures are left out: its first latent frame is one picture."""
-        surplus = 0 if memory.vae.seen else (len(frames_TCHW) - 1) % self.vae.frames
-        latents = self.vae.encode_push(memory.vae, frames_TCHW[surplus:].to(self._dtype))
+        surplus = 0 if memory.begun else (len(frames_TCHW) - 1) % self.encoder.frames
+        memory.begun = True
+        latents = self.encoder.encode_push(memory.encoder, frames_TCHW[surplus:].to(self._dtype))
         return None if latents is None else latents.float()
 
     def encode_tiles(self, memory: PairMemory, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
@@ -61,10 +65,7 @@ class WanPair(nn.Module):
         return latents if tiles is None else tiles.gather(latents)
 
     def decode_push(self, memory: PairMemory, latents_TCHW: Tensor) -> Tensor:
-        latents_TCHW = latents_TCHW.to(self._dtype)
-        if self.tiny is not None:
-            return self.tiny.decode_push(memory.tiny, latents_TCHW).float()
-        return self.vae.decode_push(memory.vae, latents_TCHW).float()
+        return self.decoder.decode_push(memory.decoder, latents_TCHW.to(self._dtype)).float()
 
     def decode_tiles(self, memory: PairMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
         pictures = self.decode_push(memory, latents_TCHW)
@@ -75,14 +76,25 @@ class WanPair(nn.Module):
         return next(self.parameters()).dtype
 
 
+def load_pair(vae: Path, tiny: Path | None) -> WanPair:
+    """vae: a folder, read where it is needed. tiny: a file of TAEHV's, which may be without an encoder, or None.
+
+    Raises PipelineError: those of `load_wan_codec`, `load_tiny_decoder` and `load_tiny_encoder`.
+    """
+    if tiny is None:
+        whole = load_wan_codec(vae)
+        return WanPair(whole, whole)
+    decoder, encoder = load_tiny_decoder(tiny), load_tiny_encoder(tiny)
+    return WanPair(load_wan_codec(vae) if encoder is None else encoder, decoder)
+
+
 def load_wan(model: WanModel, device: str) -> tuple[ModelConfig, WanPair, Prompts, Student]:
     """All parts, frozen; on a GPU in bfloat16, on a CPU in single precision.
 
-    Raises PipelineError: those of `load_transformer`, `load_wan_codec`, `load_tiny_decoder` and `load_umt5`.
+    Raises PipelineError: those of `load_transformer`, `load_pair` and `load_umt5`.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    tiny = None if model.tiny is None else load_tiny_decoder(model.tiny)
-    pair = WanPair(load_wan_codec(model.vae), tiny).to(dtype)
+    pair = load_pair(model.vae, model.tiny).to(dtype)
     reader = load_umt5(model.text_encoder, model.tokenizer, device=model.text_device, bits=model.text_bits)
     key = fingerprint(model.text_encoder, model.tokenizer, model.text_bits)
     text = Prompts(reader.read, PLACES, key=key, folder=model.prompts)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,7 +21,7 @@ from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
 from pipeline.models import BASES
 from tests.app.hub import cached, serving
-from tests.app.tiny_wan import ROW, repos, shrink_table
+from tests.app.tiny_wan import ROW, repos, shrink_table, tiny_codec
 from tests.pipeline.published import peft_lora
 
 
@@ -76,6 +77,28 @@ def test_a_clip_may_begin_with_a_picture_and_follow_a_video(shelf: Shelf, tmp_pa
     for image, clip in ((tmp_path / "one.mp4", None), (None, tmp_path / "one.mp4")):
         generate(load, Controls("a blue ball", strength=0.5), 1.5, tmp_path / "two.mp4", image=image, clip=clip)
         assert len(list(read_clip(tmp_path / "two.mp4", 16, 64, 32))) == 24
+
+
+def test_a_source_is_encoded_by_the_tiny_encoder_and_by_the_autoencoder_where_the_file_has_none(shelf: Shelf) -> None:
+    everything = repos()
+    for repo, files in everything.items():
+        cached(shelf.hub, repo, files)
+    shelves.convert(shelf, ROW, half=False)
+    controls = Controls("a red ball", strength=0.0)
+    source = np.random.default_rng(0).integers(0, 256, (12, 32, 64, 3), dtype=np.uint8)
+
+    def kept(decoder: str) -> np.ndarray:
+        engine = LoadEngine(chosen(shelf, decoder=decoder), "cpu", 1)(Stopwatch().trace)
+        state = engine.open(controls.seed)
+        latents = [engine.step(state, controls, source).latents_TCHW for _ in range(2)]
+        assert all(np.isfinite(each).all() for each in latents)
+        return np.concatenate(latents)
+
+    full, tiny = kept("full"), kept("tiny")
+    assert tiny.shape == full.shape == (6, 16, 4, 8)
+    assert np.abs(tiny - full).max() > 0.1
+    chosen(shelf).tiny.write_bytes(tiny_codec(encodes=False))
+    np.testing.assert_allclose(kept("tiny"), full, atol=1e-5)
 
 
 def test_low_rank_weights_are_worn_live_and_exchanged_between_chunks(shelf: Shelf, tmp_path: Path) -> None:

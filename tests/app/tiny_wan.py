@@ -42,7 +42,7 @@ def repos(row: Family = ROW) -> dict[str, Files]:
     return {
         row.repo: {row.files[0]: checkpoint(row)},
         WAN_TEXT.repo: wan | {"transformer/diffusion_pytorch_model.safetensors": b"Nobody asks for this."},
-        WAN_TINY.repo: {WAN_TINY.files[0]: tiny_decoder(), "taew2_2.safetensors": b"Nor for this."},
+        WAN_TINY.repo: {WAN_TINY.files[0]: tiny_codec(), "taew2_2.safetensors": b"Nor for this."},
     }
 
 
@@ -100,30 +100,13 @@ def write_vae(folder: Path) -> None:
     AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1).save_pretrained(folder)
 
 
-def tiny_decoder() -> bytes:
-    """Of the real size, under TAEHV's names, with its encoder beside it."""
-    import torch
+def tiny_codec(*, encodes: bool = True) -> bytes:
+    """Of the real size."""
     from safetensors.torch import save
 
-    from pipeline.tiny_codec import GROWTH, TinyDecoder
+    from tests.pipeline.published import taehv
 
-    torch.manual_seed(6)
-    decoder = TinyDecoder()
-    theirs = {"enter": "decoder.1", "leave": "decoder.22"}
-    for index in range(len(GROWTH)):
-        start = 3 + 6 * index
-        for block in range(3):
-            for place, part in ((0, "first"), (2, "second"), (4, "third")):
-                theirs[f"stages.{index}.recalls.{block}.{part}"] = f"decoder.{start + block}.conv.{place}"
-        theirs |= {
-            f"stages.{index}.grow": f"decoder.{start + 4}.conv",
-            f"stages.{index}.narrow": f"decoder.{start + 5}",
-        }
-    named = {"encoder.0.weight": torch.zeros(1)}
-    for name, value in decoder.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        named[f"{theirs[layer]}.{kind}"] = value.contiguous()
-    return save(named)
+    return save({name: value for name, value in taehv().items() if encodes or name.startswith("decoder.")})
 
 
 if __name__ == "__main__":

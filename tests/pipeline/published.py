@@ -87,3 +87,39 @@ def peft_lora(layers: list[str], sizes: Mapping[str, torch.Size], rank: int = 3)
         named[f"base_model.model.{theirs}.lora_A.weight"] = torch.randn(rank, columns) * 0.1
         named[f"base_model.model.{theirs}.lora_B.weight"] = torch.randn(rows, rank) * 0.1
     return named
+
+
+def taehv(
+    channels: int = 16, widths: tuple[int, int, int, int] = (256, 128, 64, 64), encoder_width: int = 64
+) -> dict[str, Tensor]:
+    """TAEHV's file for Wan 2.1: decoder and encoder, under the numbers of their layers."""
+    generator, named = torch.Generator().manual_seed(6), {}
+
+    def draw(name: str, *shape: int, bias: bool = True) -> None:
+        scale = (2 / torch.Size(shape[1:]).numel()) ** 0.5
+        named[f"{name}.weight"] = torch.randn(*shape, generator=generator) * scale
+        if bias:
+            named[f"{name}.bias"] = torch.randn(shape[0], generator=generator)
+
+    def recall(row: str, start: int, width: int) -> None:
+        for block in range(start, start + 3):
+            for place, inputs in ((0, 2 * width), (2, width), (4, width)):
+                draw(f"{row}.{block}.conv.{place}", width, inputs, 3, 3)
+
+    draw("decoder.1", widths[0], channels, 3, 3)
+    for index, growth in enumerate((1, 2, 2)):
+        width, start = widths[index], 3 + 6 * index
+        recall("decoder", start, width)
+        draw(f"decoder.{start + 4}.conv", growth * width, width, 1, 1, bias=False)
+        draw(f"decoder.{start + 5}", widths[index + 1], width, 3, 3, bias=False)
+    # Pictures that are not all black and white.
+    named |= {"decoder.22.weight": torch.randn(3, widths[3], 3, 3, generator=generator) / 3000}
+    named |= {"decoder.22.bias": torch.full((3,), 0.5)}
+    draw("encoder.0", encoder_width, 3, 3, 3)
+    for index, shrinkage in enumerate((2, 2, 1)):
+        start = 2 + 5 * index
+        draw(f"encoder.{start}.conv", encoder_width, shrinkage * encoder_width, 1, 1, bias=False)
+        draw(f"encoder.{start + 1}", encoder_width, encoder_width, 3, 3, bias=False)
+        recall("encoder", start + 2, encoder_width)
+    draw("encoder.17", channels, encoder_width, 3, 3)
+    return named

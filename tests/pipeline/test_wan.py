@@ -1,4 +1,4 @@
-"""A tiny Wan student through the engine: first-frame rule, both decoders, schedules, cache rules, tiles."""
+"""A tiny Wan student through the engine: first-frame rule, both codecs, schedules, cache rules, tiles."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.prompts import Prompts
 from pipeline.sampler import clean_from_flow, draw_noise, levels, mix
 from pipeline.student import CachedAttention, Student
-from pipeline.tiny_codec import TinyDecoder
+from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.wan import WanPair
 from pipeline.wan_codec import WanCodec
 from tests.pipeline.conftest import stir
@@ -38,12 +38,22 @@ def config(config: ModelConfig) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def pair() -> WanPair:
+def pairs() -> dict[str, WanPair]:
+    """mixed: of a file with a tiny decoder alone."""
     torch.manual_seed(4)
-    vae = AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    vae = WanCodec(
+        AutoencoderKLWan(
+            base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+        )
     )
-    return WanPair(WanCodec(vae), TinyDecoder(4, (16, 8, 8, 8))).eval().requires_grad_(False)
+    decoder, encoder = TinyDecoder(4, (16, 8, 8, 8)), TinyEncoder(4, 8)
+    made = {"full": WanPair(vae, vae), "mixed": WanPair(vae, decoder), "tiny": WanPair(encoder, decoder)}
+    return {name: pair.eval().requires_grad_(False) for name, pair in made.items()}
+
+
+@pytest.fixture(scope="module")
+def pair(pairs: dict[str, WanPair]) -> WanPair:
+    return pairs["tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +84,11 @@ def pictures(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("which", ["full", "tiny"])
 def test_the_first_chunk_has_fewer_pictures_and_the_stream_is_the_whole_decoded_at_once(
-    config: ModelConfig, pair: WanPair, student: Student, full: bool
+    config: ModelConfig, pairs: dict[str, WanPair], student: Student, which: str
 ) -> None:
-    codec = WanPair(pair.vae, None if full else pair.tiny)
+    codec = pairs[which]
     chunks = run(Engine(config, codec, Prompts(read, 6), student), 3)
     assert [len(chunk.frames_THWC) for chunk in chunks] == [9, 12, 12]
     assert [config.pictures(index) for index in range(3)] == [9, 12, 12]
@@ -88,13 +98,16 @@ def test_the_first_chunk_has_fewer_pictures_and_the_stream_is_the_whole_decoded_
     assert np.abs(made - whole).max() <= 1
 
 
+@pytest.mark.parametrize("which", ["mixed", "tiny"])
 def test_a_source_is_encoded_as_one_clip_from_the_newest_pictures_of_its_first_chunk(
-    engine: Engine, config: ModelConfig, pair: WanPair
+    config: ModelConfig, pairs: dict[str, WanPair], student: Student, which: str
 ) -> None:
+    encoder = pairs[which].encoder
+    engine = Engine(config, pairs[which], Prompts(read, 6), student)
     clip, keep = pictures(config, 36), replace(RED, strength=0.0)
     state = engine.open(7)
     made = [engine.step(state, keep, part).latents_TCHW for part in np.split(clip, 3)]
-    whole = pair.encode_push(pair.remember(), pixels_to_frames(torch.from_numpy(clip[3:])))
+    whole = encoder.encode_push(encoder.remember(), pixels_to_frames(torch.from_numpy(clip[3:])))
     assert whole is not None
     np.testing.assert_allclose(np.concatenate(made), whole.numpy(), atol=1e-5)
     short = engine.step(engine.open(7), keep, clip[3:12]).latents_TCHW
