@@ -130,7 +130,7 @@ def pull(
 ) -> None:
     """Fetch a model's files from the hub, with progress, and check their hashes.
 
-    With a student on Wan come the text encoder, the autoencoder and the tiny decoder, which all such students share.
+    With a student on Wan come the text encoder, the autoencoder and the tiny one, which all such students share.
     """
     row, shelf = download(name), _shelf(hub_cache, models_folder)
     for each in shelves.whole(row):

@@ -226,7 +226,7 @@ def serving(
     tiny: bool,
     text_bits: int = 16,
 ) -> WanModel:
-    """What the engine loads for a converted family. tiny: decode by the tiny decoder.
+    """What the engine loads for a converted family. tiny: by the tiny encoder and decoder.
 
     Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`.
     """

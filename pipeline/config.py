@@ -212,7 +212,7 @@ class ModelConfig:
 class WanModel:
     """Where the parts of a Wan model lie; it pickles.
 
-    tiny: the tiny decoder's file; None decodes by the autoencoder. prompts: a folder for what the text encoder made.
+    tiny: the file of the tiny codec; None is the autoencoder. prompts: a folder for what the text encoder made.
     text_device, text_bits: where it computes, and in which precision, 16 or 8.
     """
 

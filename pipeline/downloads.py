@@ -56,7 +56,7 @@ WAN_VAE = Download(
 )
 WAN_TINY = Download(
     name="wan-tiny",
-    title="The tiny decoder of Wan's latents, taew2_1 of TAEHV",
+    title="The tiny decoder and encoder of Wan's latents, taew2_1 of TAEHV",
     source="https://github.com/madebyollin/taehv",
     licence="MIT (of the code)",
     commercial=True,
