@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import Folders, TextBits, models, named
+from app.cli_models import AcceptLicence, Folders, TextBits, models, named, told_licence
 from app.config import Settings
 from app.errors import SPOKEN, AppError
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
@@ -71,6 +71,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
     threads: Threads = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each serves one viewer.")] = None,
+    accept_licence: AcceptLicence = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve the live page. Each option can also be set as STILLSTREAM_<OPTION>."""
@@ -86,6 +87,7 @@ def serve(
         device=device,
         threads=threads,
         workers=workers,
+        accept_licence=accept_licence or None,
         log_level=log_level,
     )
     chosen = named(
@@ -94,8 +96,10 @@ def serve(
         size=settings.size,
         decoder=settings.decoder,
         text_bits=settings.text_bits,
+        accept_licence=settings.accept_licence,
         folders=_folders(),
     )
+    _tell_licence(chosen)
     factory = LoadEngine(chosen, settings.device, settings.chosen_threads, settings.lora, settings.lora_strength)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("aioice").setLevel(logging.WARNING)
@@ -141,12 +145,23 @@ def generate(
     lora_strength: LoraStrength = None,
     device: Device = "cpu",
     threads: Threads = None,
+    accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a clip from a prompt, and a picture to begin with or a video to follow."""
     chosen, loras = threads or default_threads(), tuple(lora or ())
     calm_openmp(chosen)
     from app.generate import generate as run
 
+    drawn_by = named(
+        model,
+        device,
+        size=size,
+        decoder=decoder,
+        text_bits=text_bits or 16,
+        accept_licence=accept_licence,
+        folders=_folders(),
+    )
+    _tell_licence(drawn_by)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -166,14 +181,7 @@ def generate(
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
         unknown_words = run(
-            LoadEngine(
-                named(model, device, size=size, decoder=decoder, text_bits=text_bits or 16, folders=_folders()),
-                device,
-                chosen,
-                loras,
-                steps=steps,
-                step_cache=step_cache,
-            ),
+            LoadEngine(drawn_by, device, chosen, loras, steps=steps, step_cache=step_cache),
             Controls(
                 prompt,
                 seed,
@@ -360,6 +368,12 @@ def _folders() -> Folders:
     """Where models lie, as far as the environment says."""
     hub, models = (os.environ.get(name) for name in ("HF_HUB_CACHE", "STILLSTREAM_MODELS"))
     return Path(hub) if hub else None, Path(models) if models else None
+
+
+def _tell_licence(model: Path | WanModel | None) -> None:
+    """On standard error: what a program reads on standard output stays as it was."""
+    if told := told_licence(model):
+        err.print(escape(told), highlight=False, soft_wrap=True)
 
 
 def _settings(**flags: Any) -> Settings:

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
 from pipeline.config import WanModel
-from pipeline.downloads import PARTS, Download
+from pipeline.downloads import PARTS
 from pipeline.errors import PipelineError
 from pipeline.memory import amount, parameters
 from pipeline.models import BASES, FAMILIES, Family, download, family
@@ -35,6 +36,9 @@ TextBits = Annotated[
         help="Of the weights of Wan's text encoder: 16, or 8 for about half the room.",
         callback=lambda bits: _text_bits(bits),
     ),
+]
+AcceptLicence = Annotated[
+    bool, typer.Option("--accept-licence", help="I have read the licence and keep to it. Remembered.")
 ]
 Models = Annotated[
     Path | None,
@@ -97,7 +101,7 @@ def info(
     facts = {
         "what": f"{row.title}, on {BASES[row.base].title}: {parameters(row.shape) / 1e6:,.0f} million weights",
         "from": f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream",
-        "licence": _licence(row),
+        "licence": licences.terms(row),
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
         "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
         + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
@@ -121,9 +125,7 @@ def info(
 @models.command()
 def pull(
     name: Name,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="I have read the licence and keep to it.")
-    ] = False,
+    accept_licence: AcceptLicence = False,
     offline: Annotated[bool, typer.Option("--offline", help="Only check what is here already.")] = False,
     hub_cache: HubCache = None,
     models_folder: Models = None,
@@ -133,12 +135,17 @@ def pull(
     With a student on Wan come the text encoder, the autoencoder and the tiny one, which all such students share.
     """
     row, shelf = download(name), _shelf(hub_cache, models_folder)
+    if accept_licence:
+        licences.accept(shelf.licences, shelves.whole(row))
+    licences.require(shelf.licences, shelves.whole(row))  # of all, before the first is fetched
     for each in shelves.whole(row):
-        paths = shelves.pull(shelf, each, accepted=accept_licence, offline=offline)
+        paths = shelves.pull(shelf, each, offline=offline)
         if not paths:
             out.print(f"{row.title} is embedded; there is nothing to fetch.", highlight=False)
             return
-        out.print(f"{each.title}: {len(paths)} files, whole, hashes right. Licence: {_licence(each)}.", highlight=False)
+        out.print(
+            f"{each.title}: {len(paths)} files, whole, hashes right. Licence: {licences.terms(each)}.", highlight=False
+        )
     if isinstance(row, Family) and row.layout == "wan":
         out.print(f"Next: stillstream models convert {row.name}", highlight=False)
 
@@ -153,6 +160,7 @@ def convert(
     strength: Annotated[float, typer.Option(help="How strongly.")] = 1.0,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write, for a checkpoint of your own.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Store in bfloat16: half of the room.")] = False,
+    accept_licence: AcceptLicence = False,
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
@@ -160,6 +168,8 @@ def convert(
     shelf = _shelf(hub_cache, models_folder)
     if not Path(name).is_file():
         row = family(name)
+        if accept_licence:
+            licences.accept(shelf.licences, [row])
         made, folder = shelves.convert(shelf, row, half=half), shelf.converted(row)
     else:
         if base not in BASES or to is None:
@@ -235,10 +245,12 @@ def named(
     size: str | None = None,
     decoder: str = "tiny",
     text_bits: int = 16,
+    accept_licence: bool = False,
     folders: Folders = (None, None),
 ) -> Path | WanModel | None:
     """What --model means: a folder, or a name of the table; None is the embedded student.
 
+    accept_licence: whether its licence, where it wants a yes, is hereby accepted.
     Raises PipelineError (`memory_short`, `size_invalid`), AppError: those of `shelf.serving`, `setting_invalid`.
     """
     row = next((row for row in FAMILIES if str(model) == row.name), None)
@@ -254,6 +266,8 @@ def named(
     if row.layout == "wan":
         wants, free, host_free = shelves.reckon(row, width, height, device, text_bits=text_bits)
         roomy = wants.choose(free, host_free) == "whole"
+    if accept_licence:
+        licences.accept(shelf.licences, shelves.drawing(row, tiny=decoder == "tiny"))
     return shelves.serving(
         shelf,
         row,
@@ -263,6 +277,15 @@ def named(
         tiny=decoder == "tiny",
         text_bits=text_bits,
     )
+
+
+def told_licence(model: Path | WanModel | None) -> str | None:
+    """The licence of a model of the table, and of those parts of it that want a yes of their own; None: it has none."""
+    if not isinstance(model, WanModel):
+        return None
+    row, *parts = shelves.drawing(family(model.config.name), tiny=model.tiny is not None)
+    told = [row, *(part for part in parts if part.needs_consent)]
+    return f"Licence: {'; '.join(f'{each.title} ({licences.terms(each)})' for each in told)}."
 
 
 def _facts_of_folder(folder: Path) -> dict[str, str]:
@@ -286,12 +309,6 @@ def _print(facts: dict[str, str]) -> None:
     for name, fact in facts.items():
         table.add_row(name, escape(fact))
     out.print(table, highlight=False)
-
-
-def _licence(row: Download) -> str:
-    if row.commercial:
-        return row.licence
-    return f"{row.licence}: {'not for commercial use' if row.commercial is False else 'read it first'}"
 
 
 def _text_bits(bits: int | None) -> int | None:

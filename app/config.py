@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     text_bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of Wan's text encoder's weights: 16 or 8")
     lora: Annotated[tuple[Path, ...], NoDecode] = Field((), description="files of low-rank weights, with commas")
     lora_strength: float = Field(1.0, ge=0, le=4, description="how strongly the first of them is worn")
+    accept_licence: bool = Field(False, description="a yes to the model's licence, where it wants one")
     device: str = "cpu"
     threads: int | None = Field(None, ge=1, le=256, description="none: by the cores this process may use")
     workers: int = Field(1, ge=1, le=16, description="worker processes; each serves one viewer at a time")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from app import licences
 from app.errors import AppError
 from pipeline.config import WanModel
 from pipeline.downloads import WAN_TEXT, WAN_TINY, WAN_VAE, Download
@@ -43,6 +44,11 @@ class Shelf:
         """Where embeddings of prompts are kept."""
         return self.models.parent / "prompts"
 
+    @property
+    def licences(self) -> Path:
+        """Which were said yes to."""
+        return self.models.parent / "licences.json"
+
     def pulled(self, row: Download) -> dict[str, Path]:
         """A family's files that are in the hub's cache, by their names in the repo."""
         if row.repo is None:
@@ -65,9 +71,12 @@ def whole(row: Download) -> tuple[Download, ...]:
     return (row, *BASES[row.base].parts) if isinstance(row, Family) and row.layout == "wan" else (row,)
 
 
-def pull(
-    shelf: Shelf, row: Download, *, accepted: bool, offline: bool = False, endpoint: str | None = None
-) -> list[Path]:
+def drawing(row: Family, *, tiny: bool) -> tuple[Download, ...]:
+    """A family on Wan and the parts that draw with it. tiny: decode by the tiny decoder."""
+    return (row, WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else []))
+
+
+def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | None = None) -> list[Path]:
     """Fetch a family's files and compare them with the hub's hashes.
 
     Raises AppError: `licence_not_accepted`, `model_not_pulled`, `hub_unreachable`, `hub_refused`, `hub_missing`,
@@ -75,13 +84,7 @@ def pull(
     """
     if row.repo is None:
         return []
-    if row.needs_consent and not accepted:
-        forbids = "does not allow commercial use" if row.commercial is False else "is stated by no source that we know"
-        raise AppError(
-            "licence_not_accepted",
-            f"The licence of {row.title}'s weights ({row.licence}) {forbids}.",
-            f"Read it at https://huggingface.co/{row.repo}, then add --accept-licence if you keep to it.",
-        )
+    licences.require(shelf.licences, [row])
     if offline:
         if not shelf.is_pulled(row):
             raise _not_pulled(shelf, row)
@@ -185,13 +188,15 @@ def _git_hash(path: Path) -> str:
 def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
     """Make a family's folder from what was pulled; False: it was made before.
 
-    Raises AppError: `model_not_pulled`, `model_not_convertible`; PipelineError: see `pipeline.convert.convert`.
+    Raises AppError: `model_not_pulled`, `model_not_convertible`, `licence_not_accepted`; PipelineError: see
+    `pipeline.convert.convert`.
     """
     if row.layout != "wan":
         why = "It is embedded and ready." if row.layout == "pocket" else row.remark
         raise AppError("model_not_convertible", f"{row.title} cannot be converted. {why}", "Choose another model.")
     if not shelf.is_pulled(row):
         raise _not_pulled(shelf, row)
+    licences.require(shelf.licences, [row])
     import torch
 
     from pipeline.convert import convert as convert_file
@@ -228,7 +233,7 @@ def serving(
 ) -> WanModel:
     """What the engine loads for a converted family. tiny: by the tiny encoder and decoder.
 
-    Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`.
+    Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`, `licence_not_accepted`.
     """
     if row.layout != "wan":
         raise AppError("model_not_served", f"{row.title} cannot be served. {row.remark}", "Choose another model.")
@@ -239,10 +244,12 @@ def serving(
             f"Run `stillstream models convert {row.name}`" + ("." if shelf.is_pulled(row) else ", after a pull."),
         )
     folders: dict[str, Path] = {}
-    for part in (WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else [])):
+    needed = drawing(row, tiny=tiny)
+    for part in needed[1:]:
         if not shelf.is_pulled(part):
             raise _not_pulled(shelf, part)
         folders |= {name.split("/")[0]: path for name, path in shelf.pulled(part).items()}
+    licences.require(shelf.licences, needed)
     return WanModel(
         config=row.config(width, height),
         transformer=shelf.converted(row),

@@ -27,8 +27,8 @@ class Download:
 
     @property
     def needs_consent(self) -> bool:
-        """Whether its licence has to be accepted first: unless a source says that all use is allowed."""
-        return not self.commercial
+        """Whether its licence has to be accepted first: unless a source says it, and that all use is allowed."""
+        return not self.commercial or "licence" in self.unverified
 
     def wants(self, path: str) -> bool:
         """Whether a file of the repo is one of ours."""
@@ -59,7 +59,7 @@ WAN_TINY = Download(
     title="The tiny decoder and encoder of Wan's latents, taew2_1 of TAEHV",
     source="https://github.com/madebyollin/taehv",
     licence="MIT (of the code)",
-    commercial=True,
+    commercial=None,
     repo="lightx2v/Autoencoders",
     files=("taew2_1.safetensors",),
     unverified=("licence", "weights"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save
 from typer.testing import CliRunner, Result
 
 from app.cli_models import models, named
@@ -105,14 +106,13 @@ def test_a_checkpoint_of_your_own_is_converted_with_its_hash(folders: Path, monk
 def test_a_model_goes_from_pull_to_removal(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = family("krea-realtime")
     student = tiny(row, monkeypatch)
-    from safetensors.torch import save
-
     cached(folders / "hub", row.repo or "", {row.files[0]: save(dict(student.model.state_dict()))})
+    assert code("pull", row.name, "--offline") == "licence_not_accepted"
+    assert code("convert", row.name) == "licence_not_accepted"
     assert code("pull", row.name, "--offline", "--accept-licence") == "model_not_pulled"
     for repo, files in PARTS_ON_DISK.items():
         cached(folders / "hub", repo, files)
-    assert code("pull", row.name, "--offline") == "licence_not_accepted"
-    assert said("pull", row.name, "--offline", "--accept-licence").count("hashes right") == 4
+    assert said("pull", row.name, "--offline").count("hashes right") == 4  # the yes is remembered
     assert "Made " in said("convert", row.name)
     assert "converted" in said("list")
     assert said("verify", row.name).count("right") == 2 + 4
@@ -125,6 +125,22 @@ def test_a_model_goes_from_pull_to_removal(folders: Path, monkeypatch: pytest.Mo
     assert "wan-tiny (here)" in said("list")  # what others share stays until it is named
     said("remove", "wan-text", "--yes")
     assert "wan-text (not here), wan-vae (here)" in said("list")
+
+
+def test_a_pull_asks_for_all_licences_before_anything_is_fetched(folders: Path) -> None:
+    refused = run("pull", "self-forcing", "--offline").exception
+    assert isinstance(refused, AppError) and refused.code == "licence_not_accepted"
+    assert WAN_TINY.title in refused.message
+    assert family("self-forcing").title not in refused.message
+    assert not (folders / "hub").exists()
+
+
+def test_convert_takes_the_yes_too(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = family("krea-realtime")
+    cached(folders / "hub", row.repo or "", {row.files[0]: save(dict(tiny(row, monkeypatch).model.state_dict()))})
+    assert code("convert", row.name) == "licence_not_accepted"
+    assert "Made " in said("convert", row.name, "--accept-licence")
+    assert "Made before" in said("convert", row.name)
 
 
 def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> None:

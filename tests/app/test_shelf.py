@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
+from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
@@ -47,23 +48,23 @@ def leftovers(shelf: Shelf) -> list[Path]:
 def test_a_pull_fetches_what_the_row_names_and_nothing_else(shelf: Shelf) -> None:
     assert not shelf.is_pulled(ROW)
     with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
-        paths = shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+        paths = shelves.pull(shelf, ROW, endpoint=endpoint)
     assert [path.read_bytes() for path in paths] == [BYTES]
     assert shelf.is_pulled(ROW)
-    assert shelves.pull(shelf, ROW, accepted=False, offline=True) == paths
+    assert shelves.pull(shelf, ROW, offline=True) == paths
     assert list(shelf.pulled(ROW)) == ["checkpoints/self_forcing_dmd.pt"]
     assert leftovers(shelf) == []
 
 
 def test_a_connection_that_breaks_off_goes_on_where_it_was(shelf: Shelf) -> None:
     with serving({"gdhe17/Self-Forcing": REPO}, breaks_off=True) as endpoint:
-        (path,) = shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
     assert path.read_bytes() == BYTES
 
 
 def test_no_network_a_repo_that_is_gone_and_one_behind_a_gate_have_their_own_answers(shelf: Shelf) -> None:
     def pull(endpoint: str) -> None:
-        shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint)
+        shelves.pull(shelf, ROW, endpoint=endpoint)
 
     refusal(lambda: pull("http://127.0.0.1:9"), "hub_unreachable")
     with serving({}) as endpoint:
@@ -81,7 +82,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
-        refusal(lambda: shelves.pull(shelf, ROW, accepted=False, endpoint=endpoint), "disk_full")
+        refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
     assert not shelf.is_pulled(ROW)
     assert leftovers(shelf) == []
 
@@ -89,14 +90,28 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
 @pytest.mark.parametrize("name", ["krea-realtime", "longlive", "reward-forcing", "anyflow-far"])
 def test_a_licence_that_forbids_or_is_not_stated_wants_a_yes(name: str, shelf: Shelf) -> None:
     row = family(name)
-    error = refusal(lambda: shelves.pull(shelf, row, accepted=False, offline=True), "licence_not_accepted")
+    error = refusal(lambda: shelves.pull(shelf, row, offline=True), "licence_not_accepted")
     assert row.licence in error.message
     assert f"https://huggingface.co/{row.repo}" in error.remedy and "--accept-licence" in error.remedy
-    refusal(lambda: shelves.pull(shelf, row, accepted=True, offline=True), "model_not_pulled")
+    licences.accept(shelf.licences, [row])
+    refusal(lambda: shelves.pull(shelf, row, offline=True), "model_not_pulled")
+
+
+def test_what_another_program_fetched_wants_the_same_yes_before_it_is_converted(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = family("krea-realtime")
+    weights = save(dict(tiny(row, monkeypatch).model.state_dict()))
+    cached(shelf.hub, row.repo or "", {row.files[0]: weights})
+    error = refusal(lambda: shelves.convert(shelf, row, half=False), "licence_not_accepted")
+    assert row.licence in error.message and "--accept-licence" in error.remedy
+    assert not shelf.models.exists()
+    licences.accept(shelf.licences, [row])
+    assert shelves.convert(shelf, row, half=False)
 
 
 def test_the_embedded_student_needs_no_pull(shelf: Shelf) -> None:
-    assert shelves.pull(shelf, family("pocket"), accepted=False) == []
+    assert shelves.pull(shelf, family("pocket")) == []
 
 
 def test_one_changed_byte_in_the_hubs_cache_is_found(shelf: Shelf) -> None:
@@ -168,7 +183,8 @@ def test_a_pull_that_was_interrupted_is_not_taken_for_whole(shelf: Shelf) -> Non
     row = family("longlive")
     folder = cached(shelf.hub, row.repo or "", {row.files[0]: BYTES})
     assert not shelf.is_pulled(row)
-    refusal(lambda: shelves.pull(shelf, row, accepted=True, offline=True), "model_not_pulled")
+    licences.accept(shelf.licences, [row])
+    refusal(lambda: shelves.pull(shelf, row, offline=True), "model_not_pulled")
     assert (folder / "snapshots" / COMMIT).is_dir()
 
 

@@ -1,14 +1,20 @@
 """A family from a hub on this machine to pictures: pull, convert, verify, serve; and what each missing part says."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from app import licences
 from app import shelf as shelves
-from app.cli_models import named
+from app.cli_models import named, told_licence
 from app.clip import read_clip
 from app.errors import AppError
 from app.generate import generate
@@ -17,12 +23,15 @@ from app.stopwatch import Stopwatch
 from app.worker import LoadEngine
 from pipeline.chunk import Controls
 from pipeline.config import WanModel
+from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.models import BASES
+from pipeline.models import BASES, family
 from tests.app.hub import cached, serving
 from tests.app.tiny_wan import ROW, repos, shrink_table, tiny_codec
 from tests.pipeline.published import peft_lora
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +45,16 @@ def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path / "hub", tmp_path / "models")
 
 
-def chosen(shelf: Shelf, *, name: str = ROW.name, size: str = "64x32", decoder: str = "tiny") -> WanModel:
-    found = named(Path(name), "cpu", size=size, decoder=decoder, folders=(shelf.hub, shelf.models))
+def chosen(
+    shelf: Shelf, *, name: str = ROW.name, size: str = "64x32", decoder: str = "tiny", accept: bool = True
+) -> WanModel:
+    folders = (shelf.hub, shelf.models)
+    found = named(Path(name), "cpu", size=size, decoder=decoder, accept_licence=accept, folders=folders)
     assert isinstance(found, WanModel)
     return found
 
 
-def refusal(shelf: Shelf, **how: str) -> AppError | PipelineError:
+def refusal(shelf: Shelf, **how: Any) -> AppError | PipelineError:
     with pytest.raises((AppError, PipelineError)) as refused:
         chosen(shelf, **how)
     assert "\n" not in refused.value.message
@@ -51,8 +63,9 @@ def refusal(shelf: Shelf, **how: str) -> AppError | PipelineError:
 
 def test_a_family_goes_from_the_hub_to_a_clip(shelf: Shelf, tmp_path: Path) -> None:
     with serving(repos()) as endpoint:
+        licences.accept(shelf.licences, shelves.whole(ROW))
         for part in shelves.whole(ROW):
-            shelves.pull(shelf, part, accepted=False, endpoint=endpoint)
+            shelves.pull(shelf, part, endpoint=endpoint)
     assert all(shelf.is_pulled(part) for part in shelves.whole(ROW))
     assert not list(shelf.hub.rglob("transformer*")), "what nobody asks for stays on the hub"
     assert shelves.convert(shelf, ROW, half=False)
@@ -66,6 +79,61 @@ def test_a_family_goes_from_the_hub_to_a_clip(shelf: Shelf, tmp_path: Path) -> N
         assert unknown == ()
         assert len(list(read_clip(out, 16, 64, 32))) == 16
     assert len(list(shelf.prompts.rglob("*.safetensors"))) == 1  # read once for both
+
+
+def test_serving_asks_for_the_yes_of_a_student_that_was_converted_before_and_tells_its_licence(shelf: Shelf) -> None:
+    row = family("longlive")
+    everything = repos(row)
+    everything[row.repo or ""] |= {row.lora or "": b"thin layers"}
+    for repo, files in everything.items():
+        cached(shelf.hub, repo, files)
+    convert(shelf.pulled(row)[row.files[0]], shelf.converted(row), row.shape, entry=row.weights)
+    asked = refusal(shelf, name=row.name, accept=False)
+    assert asked.code == "licence_not_accepted" and "--accept-licence" in asked.remedy
+    assert row.title in asked.message and WAN_TINY.title in asked.message
+    assert told_licence(chosen(shelf, name=row.name)) == (
+        "Licence: LongLive 1 (CC-BY-NC-SA-4.0: not for commercial use); "
+        "The tiny decoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
+    )
+    assert "tiny" not in (told_licence(chosen(shelf, name=row.name, decoder="full", accept=False)) or "")
+    assert told_licence(None) is None
+
+
+def command(shelf: Shelf, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STILLSTREAM_")}
+    where = {"HF_HUB_CACHE": str(shelf.hub), "STILLSTREAM_MODELS": str(shelf.models), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.app.tiny_wan", *words, "--model", ROW.name, "--size", "64x32", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=clean | where | environment,
+        check=False,
+    )
+
+
+def test_the_command_asks_for_a_yes_keeps_it_and_tells_the_licence(shelf: Shelf, tmp_path: Path) -> None:
+    for repo, files in repos().items():
+        cached(shelf.hub, repo, files)
+    shelves.convert(shelf, ROW, half=True)
+    clip = tmp_path / "clip.mp4"
+    draw = ("generate", "--prompt", "a red ball", "--seconds", "0.5", "--decoder", "tiny", "--out", str(clip))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        serve = ("serve", "--port", str(taken.getsockname()[1]))
+        refused = command(shelf, *serve)
+        assert refused.stderr.startswith("licence_not_accepted: ") and refused.returncode == 2, refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        served = command(shelf, *serve, STILLSTREAM_ACCEPT_LICENCE="1")
+    told = [line.split(":")[0] for line in served.stderr.splitlines()]
+    assert told == ["Licence", "port_taken"], served.stderr
+    drawn = command(shelf, *draw)  # the yes was remembered
+    assert (drawn.returncode, drawn.stdout) == (0, f"Wrote {clip}\n"), drawn.stderr
+    assert drawn.stderr.splitlines()[0] == (
+        "Licence: Self-Forcing (DMD) (Apache-2.0); "
+        "The tiny decoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
+    )
 
 
 def test_a_clip_may_begin_with_a_picture_and_follow_a_video(shelf: Shelf, tmp_path: Path) -> None:
@@ -134,18 +202,21 @@ def test_low_rank_weights_are_worn_live_and_exchanged_between_chunks(shelf: Shel
 
 
 def test_each_missing_step_says_what_to_do(shelf: Shelf) -> None:
-    assert refusal(shelf).code == "model_not_converted"
-    assert "after a pull" in refusal(shelf).remedy
+    assert refusal(shelf, accept=False).code == "model_not_converted"
+    assert "after a pull" in refusal(shelf, accept=False).remedy
     everything = repos()
     cached(shelf.hub, ROW.repo or "", everything[ROW.repo or ""])
-    assert "after a pull" not in refusal(shelf).remedy
+    assert "after a pull" not in refusal(shelf, accept=False).remedy
     shelves.convert(shelf, ROW, half=False)
-    assert refusal(shelf).code == "model_not_pulled"
+    assert refusal(shelf, accept=False).code == "model_not_pulled"
     cached(shelf.hub, WAN_TEXT.repo or "", everything[WAN_TEXT.repo or ""])
-    assert "pull wan-tiny" in refusal(shelf).remedy
-    assert chosen(shelf, decoder="full").tiny is None
+    assert "pull wan-tiny" in refusal(shelf, accept=False).remedy
+    assert chosen(shelf, decoder="full", accept=False).tiny is None
     cached(shelf.hub, WAN_TINY.repo or "", everything[WAN_TINY.repo or ""])
+    assert "taew2_1" in refusal(shelf, accept=False).message
+    assert refusal(shelf, accept=False).code == "licence_not_accepted"
     assert chosen(shelf).config.width == 64
+    assert chosen(shelf, accept=False).config.width == 64  # the yes is remembered
     assert refusal(shelf, size="70x32").code == "size_invalid"
     assert refusal(shelf, size="big").code == "setting_invalid"
     assert refusal(shelf, decoder="best").code == "setting_invalid"

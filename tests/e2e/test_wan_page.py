@@ -35,7 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "STILLSTREAM_MODELS": str(shelf.models),
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    command = (sys.executable, "-m", "tests.app.tiny_wan", "serve", "--model", ROW.name, "--size", "64x64")
+    words = ("serve", "--model", ROW.name, "--size", "64x64", "--accept-licence")
+    command = (sys.executable, "-m", "tests.app.tiny_wan", *words)
     with serving(folder / "log.txt", command, environment) as running:
         yield running
 
