@@ -18,8 +18,11 @@ from app import licences
 from app.errors import AppError
 from pipeline.config import WanModel
 from pipeline.downloads import WAN_TEXT, WAN_TINY, WAN_VAE, Download
+from pipeline.errors import ran_full
 from pipeline.memory import Plan, amount, plan
 from pipeline.models import BASES, Family
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | 
     """Fetch a family's files and compare them with the hub's hashes.
 
     Raises AppError: `licence_not_accepted`, `model_not_pulled`, `hub_unreachable`, `hub_refused`, `hub_missing`,
-    `disk_full`, `download_damaged`.
+    `disk_full`, `out_unwritable`, `download_damaged`.
     """
     if row.repo is None:
         return []
@@ -130,8 +133,13 @@ def _told(error: Exception, shelf: Shelf, row: Download) -> AppError:
         return AppError(
             "hub_missing", f"The hub has no {row.repo}, or does not show it to you.", f"Look at {row.source}."
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return _disk_full(shelf.hub, "the disk ran full, or a quota was reached")
+    if ran_full(error):
+        return _disk_full(shelf.hub, "the disk ran full, or a quota was reached; the unfinished file was not kept")
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        why = (error.strerror or str(error)).lower()
+        return AppError(
+            "out_unwritable", f"{shelf.hub} cannot be written: {why}.", "Name a --hub-cache that you may write to."
+        )
     why = f"it answered {error.response.status_code}" if isinstance(error, HfHubHTTPError) else "no connection"
     return AppError(
         "hub_unreachable",

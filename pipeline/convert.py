@@ -3,9 +3,7 @@
 The folder appears whole or not at all. Knows neither the hub nor the table of families.
 """
 
-import errno
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,13 +19,12 @@ from torch import Tensor
 from pipeline.adapters import merged, read_adapter
 from pipeline.checkpoints import read_checkpoint, unwrap
 from pipeline.config import StudentConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, ran_full
 from pipeline.fit import blank, fit
 from pipeline.weights import digest
 
 RECORD = "checksums.json"
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def convert(
@@ -122,9 +119,7 @@ def replacing_folder(folder: Path, wanted: int) -> Iterator[Path]:
 
 
 def _unwritable(folder: Path, error: OSError | SafetensorError) -> PipelineError:
-    told = re.search(r"os error (\d+)", str(error))  # safetensors' own way to say errno
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if number in _NO_ROOM:
+    if ran_full(error):
         return _disk_full(folder, "the disk ran full, or a quota was reached")
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return PipelineError(

@@ -1,11 +1,13 @@
 """Models are fetched whole or not at all, checked by their hashes, converted, and taken away without harm to others."""
 
+import errno
 import json
 import random
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
+from os import strerror
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.models import BASES, Family, family
 from pipeline.student import Student
 from tests.app.hub import COMMIT, cached, serving
+from tests.limits import no_file_larger_than
 
 ROW = family("self-forcing")
 BYTES = random.Random(3).randbytes(30_000)
@@ -85,6 +88,36 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
         refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
     assert not shelf.is_pulled(ROW)
     assert leftovers(shelf) == []
+
+
+def test_a_disk_that_runs_full_in_the_middle_is_told_and_nothing_half_written_stays(shelf: Shelf) -> None:
+    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+        with no_file_larger_than(len(BYTES) - 10_000):
+            error = refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
+        assert "ran full" in error.message and "connection" not in error.message
+        assert not shelf.is_pulled(ROW)
+        assert all(path.stat().st_size < 1000 for path in shelf.hub.rglob("*") if path.is_file())
+        assert shelves.pull(shelf, ROW, endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "disk_full"), (errno.EDQUOT, "disk_full"), (errno.EIO, "hub_unreachable")]
+)
+def test_a_full_disk_is_known_by_its_number_where_the_hubs_fast_transfer_tells_it_in_words(
+    number: int, code: str, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transfer(*_: object, **__: object) -> None:
+        raise RuntimeError("the fetch failed") from RuntimeError(f"IO Error: {strerror(number)} (os error {number})")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", transfer)
+    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+        refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), code)
+
+
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_is_away(shelf: Shelf) -> None:
+    shelf.hub.write_text("in the way")
+    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+        refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "out_unwritable")
 
 
 @pytest.mark.parametrize("name", ["krea-realtime", "longlive", "reward-forcing", "anyflow-far"])

@@ -1,11 +1,9 @@
 """Checkpoints in each family's own layout become the folder of the same model in diffusers' layout, or a sentence."""
 
 import json
-import resource
 import shutil
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from pipeline.models import BASES, FAMILIES, WAN_LARGE, WAN_SMALL, Family, famil
 from pipeline.sampler import denoise, draw_noise, levels
 from pipeline.student import CachedAttention, Student
 from pipeline.weights import digest, load_transformer
+from tests.limits import no_file_larger_than
 from tests.pipeline.published import own_layout, peft_lora, publish
 
 WAN = [row for row in FAMILIES if row.layout == "wan"]
@@ -206,17 +205,6 @@ def test_what_a_file_looks_like_is_told_by_its_names(weights: dict[str, Tensor],
     assert recognise({"decoder.conv_in.weight": one}) == "an autoencoder"
     assert recognise({"a": one}) is None
     assert recognise(weights) == f"a Wan of 2 layers, 24 wide, on {shape.in_channels} channels"
-
-
-@contextmanager
-def no_file_larger_than(count: int) -> Iterator[None]:
-    """The kernel then says so in the middle of a write, as it does when a disk is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_runs_full_leaves_nothing_and_what_was_there_before_stays(
