@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from app import region_figures as figures
+from app.errors import DENSE_ONLY, AppError
 from app.perceptual import Distance, find_lpips, perceived
 from app.region_scenes import scenes, shoot
 from pipeline.chunk import Chunk, Controls
+from pipeline.config import ModelConfig
 
 Row = dict[str, Any]
 
@@ -45,7 +47,8 @@ def measure_regions(
 ) -> list[Row]:
     """The speed of given masks first, then every scenario. names: what to run of these; none: all.
 
-    probe: reads free runs, which are left out without it. Raises AppError (`probe_unreadable`).
+    probe: reads free runs, which are left out without it. Raises AppError (`probe_unreadable`, `regions_unsupported`,
+    `scenario_unknown`).
     """
     from app.probe import read_probe
     from app.region_free import free_run
@@ -54,6 +57,7 @@ def measure_regions(
     reader, lpips = None if probe is None else read_probe(probe), find_lpips()
     engine = Engine.load(model, threads=threads)
     config = engine.config
+    check_asked(config, names)
     size = f"{config.width}x{config.height}"
     rows: list[Row] = []
     if not names or SPEED in names:
@@ -76,6 +80,17 @@ def measure_regions(
             gaps = free_run(engine, reader, dial, FREE_CHUNKS, mode == "webcam")
             rows.append({"size": size, "mode": mode, "scenario": FREE} | gaps)
     return [{key: row.get(key) for key in KEYS} for row in rows]
+
+
+def check_asked(config: ModelConfig, names: list[str]) -> None:
+    """Raises AppError (`regions_unsupported`, `scenario_unknown`)."""
+    if config.tiles is None:
+        raise DENSE_ONLY
+    known = (SPEED, WIDE, CARRY, *scenes(config.width, config.height), *TEXTS, FREE)
+    for name in names:
+        if name not in known:
+            told = ", ".join(f'"{each}"' if " " in each else each for each in known)
+            raise AppError("scenario_unknown", f"There is no scenario {name!r}.", f"Choose of: {told}.")
 
 
 def wide_engine() -> Any:

@@ -15,12 +15,21 @@ CAPACITY_FRAMES = 32
 
 
 class Camera:
-    """on_stopped: called once each time the frames of a camera that is switched on stay away, once media is there."""
+    """on_stopped: called once each time the frames of a camera that is switched on stay away, once media is there.
+    on_resized: called where its pictures change the size that they come in, before the first of them is used."""
 
-    def __init__(self, config: ModelConfig, clock: Callable[[], float], on_stopped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        clock: Callable[[], float],
+        on_stopped: Callable[[], None],
+        on_resized: Callable[[], None],
+    ) -> None:
         self._config = config
         self._clock = clock
         self._on_stopped = on_stopped
+        self._on_resized = on_resized
+        self._raw_size: tuple[int, int] | None = None
         self._frames = NewestFrames(CAPACITY_FRAMES, clock)
         self._expected_s: float | None = None  # since when frames should come; None: there is no media yet
         self._told = False
@@ -38,11 +47,15 @@ class Camera:
         """Media flows from now on: before this no frame can be missed."""
         self._expected_s = self._clock()
 
-    def take(self, frame_HWC: np.ndarray, pts_s: float) -> None:
-        """A frame of the model's size."""
+    def take(self, frame_HWC: np.ndarray, pts_s: float, raw_size: tuple[int, int]) -> None:
+        """A frame of the model's size, and the (width, height) that it came in."""
         self.frames_seen += 1
         if self.on:
             self._told = False
+            if self._raw_size not in (None, raw_size):
+                self._frames.clear()  # what was fitted from another size shows another part of the scene
+                self._on_resized()
+            self._raw_size = raw_size
             self._frames.put(frame_HWC, pts_s)
 
     def window(self) -> np.ndarray | None:

@@ -128,6 +128,7 @@ def generate(
     regions: Annotated[
         float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
     ] = 0.0,
+    show_tiles: Annotated[bool, typer.Option("--show-tiles", help="With --regions: tint the computed tiles.")] = False,
     image: Annotated[Path | None, typer.Option(help="A picture to begin with.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=200, help="Denoise passes of a chunk; by default the model's own.")
@@ -148,6 +149,8 @@ def generate(
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a clip from a prompt, and a picture to begin with or a video to follow."""
+    if show_tiles and not regions:
+        raise AppError("setting_invalid", "Without --regions every tile is computed.", "Add --regions to --show-tiles.")
     chosen, loras = threads or default_threads(), tuple(lora or ())
     calm_openmp(chosen)
     from app.generate import generate as run
@@ -180,7 +183,7 @@ def generate(
             speed = progress.tasks[0].speed
             progress.update(bar, rate=f"{speed:.1f} fps" if speed else "")
 
-        unknown_words = run(
+        written = run(
             LoadEngine(drawn_by, device, chosen, loras, steps=steps, step_cache=step_cache),
             Controls(
                 prompt,
@@ -196,12 +199,15 @@ def generate(
             clip=clip,
             image=image,
             latents=latents,
+            show_tiles=show_tiles,
             on_start=started,
             on_chunk=made,
         )
     out.print(f"Wrote {out_path}", highlight=False)
-    if unknown_words:
-        err.print(f"This model does not know: {', '.join(unknown_words)}.", highlight=False)
+    if written.regions:
+        err.print(written.regions, highlight=False, soft_wrap=True)
+    if written.unknown_words:
+        err.print(f"This model does not know: {', '.join(written.unknown_words)}.", highlight=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

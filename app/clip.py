@@ -6,7 +6,7 @@ Knows no model.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -78,9 +78,12 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def read_clip(path: Path, fps: int, width: int, height: int) -> Iterator[np.ndarray]:
+def read_clip(
+    path: Path, fps: int, width: int, height: int, on_resized: Callable[[], None] = lambda: None
+) -> Iterator[np.ndarray]:
     """The clip's pictures at this rate and size, one (height, width, 3) after the other.
 
+    on_resized: called where they change the size that they come in, before the first of them.
     Raises AppError (`clip_unreadable`).
     """
     try:
@@ -89,11 +92,15 @@ def read_clip(path: Path, fps: int, width: int, height: int) -> Iterator[np.ndar
                 raise _unreadable(path, "it holds no video")
             period = Fraction(1, fps)
             due_s: Fraction | None = None
+            raw_size: tuple[int, int] | None = None
             for frame in container.decode(video=0):
                 now_s = Fraction(frame.pts or 0) * frame.time_base
                 due_s = now_s if due_s is None else due_s
                 if now_s + period / 2 < due_s:
                     continue  # the clip is faster than we are
+                if raw_size not in (None, (frame.width, frame.height)):
+                    on_resized()
+                raw_size = (frame.width, frame.height)
                 picture_HWC = fit(frame.to_ndarray(format="rgb24"), width, height)
                 while due_s <= now_s + period / 2:
                     yield picture_HWC

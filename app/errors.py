@@ -30,6 +30,12 @@ INTERNAL = AppError(
     "internal_error", "Something went wrong inside the server.", "Start again; the server's log says more."
 )
 
+DENSE_ONLY = AppError(
+    "regions_unsupported",
+    "This model cannot hold tiles of its picture: all of each chunk is computed.",
+    "Choose a width and height that are multiples of 32, or another model.",
+)
+
 
 def error_message(error: AppError | PipelineError | WireError, *, fatal: bool = False) -> dict[str, Any]:
     """The error as the wire says it."""

@@ -49,7 +49,7 @@ class Listener(Protocol):
     def taken(self, epoch: int, index: int) -> None:
         """The worker takes on chunk `index`, the first that knows of `epoch` and all before it."""
 
-    def made(self, made: Made) -> None: ...
+    def made(self, order: Order, made: Made) -> None: ...
     def shown(self, epoch: int, latency_ms: float) -> None:
         """A chunk's first frame left for the encoder, so long after its snapshot."""
 
@@ -146,7 +146,7 @@ class Feed:
             else:
                 losses = 0
                 self._outbox.put(made, asked_s)
-                self._listener.made(made)
+                self._listener.made(order, made)
 
     def _give_back(self, order: Order, index: int) -> None:
         self._outbox.free()

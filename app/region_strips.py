@@ -53,17 +53,16 @@ def strip(engine: Any, controls: Controls, sources: list[Any]) -> np.ndarray:
         if index >= len(sources) - SHOWN:
             dense: Chunk = engine.step(twin, replace(controls, regions=0.0), source)
             seen = [] if source is None else [source[-1]]
-            rows = (*seen, dense.frames_THWC[-1], sparse.frames_THWC[-1], tinted(sparse))
+            rows = (*seen, dense.frames_THWC[-1], sparse.frames_THWC[-1], tinted(sparse)[-1])
             columns.append(np.concatenate([small(row) for row in rows]))
     return np.concatenate(columns, 1)
 
 
 def tinted(chunk: Chunk) -> np.ndarray:
-    """The last picture, a third of the tint over what was computed."""
-    picture_HWC = chunk.frames_THWC[-1]
-    every = np.ones(picture_HWC.shape[:2], bool)
+    """The pictures (T, H, W, 3), uint8, a third of the tint over what was computed."""
+    every = np.ones(chunk.frames_THWC.shape[1:3], bool)
     area = every if chunk.active_HW is None else figures.over_pixels(chunk.active_HW)
-    mixed = np.where(area[..., None], picture_HWC * (2 / 3) + TINT / 3, picture_HWC)
+    mixed = np.where(area[..., None], chunk.frames_THWC * (2 / 3) + TINT / 3, chunk.frames_THWC)
     made: np.ndarray = mixed.round().astype(np.uint8)
     return made
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from app.camera import Camera
-from app.errors import INTERNAL, SPOKEN, AppError, error_message
+from app.errors import DENSE_ONLY, INTERNAL, SPOKEN, AppError, error_message
 from app.feed import Feed, Worker
 from app.house import WISHES, Channel, ChannelClosedError, House, PeerLike, defaults, describe, told_tiles
-from app.mailbox import Inbox, Made
+from app.mailbox import Inbox, Made, Order
+from app.savings import Savings
 from app.states import MOVES, State
 from pipeline.chunk import Controls
 from pipeline.errors import PipelineError
@@ -65,13 +66,14 @@ class Session:
         self.state = State.WAITING
         self._house = house
         self._channel = channel
-        self._camera = Camera(house.config, house.clock, self._camera_stopped)
+        self._camera = Camera(house.config, house.clock, self._camera_stopped, self._camera_resized)
         self._inbox = Inbox(Controls(**defaults(house.config)), self._camera.window)
         self._feed = Feed(self._inbox, self, house.clock)
         self._peer: PeerLike | None = None
         self._candidates: list[dict[str, Any] | None] = []
         self._changes: list[Change] = []
-        self._offered = self._told_busy = self._connected = self._recovering = False
+        self._offered = self._told_busy = self._told_dense = self._connected = self._recovering = False
+        self._savings = Savings()
         self._chunk_ms = self._latency_ms = 0.0
         self._unknown_words: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -265,14 +267,24 @@ class Session:
                 change.acked = True
                 self._send("ack", id=change.id, epoch=change.epoch, chunk=index)
 
-    def made(self, made: Made) -> None:
+    def made(self, order: Order, made: Made) -> None:
         self._chunk_ms = made.chunk_ms
         self._house.metrics.took(made.chunk_ms, made.stages_ms)
+        self._savings.took(order.controls, order.source_THWC is not None, made.chunk, made.chunk_ms)
         if self._inbox.controls.regions or self._inbox.controls.paint:
-            self._send("regions", chunk=made.chunk.index, **told_tiles(made.chunk), chunk_ms=round(made.chunk_ms, 1))
+            self._tell_regions(made)
         if made.unknown_words != self._unknown_words:
             self._unknown_words = made.unknown_words
             self._send("notice", unknown_words=list(made.unknown_words))
+
+    def _tell_regions(self, made: Made) -> None:
+        if self._house.config.tiles is None and not self._told_dense:
+            self._told_dense = True
+            self._channel.send(error_message(DENSE_ONLY))
+        share = self._savings.share
+        saved = None if share is None else round(share, 3)
+        chunk_ms = round(made.chunk_ms, 1)
+        self._send("regions", chunk=made.chunk.index, **told_tiles(made.chunk), chunk_ms=chunk_ms, saved=saved)
 
     def shown(self, epoch: int, latency_ms: float) -> None:
         self._latency_ms = latency_ms
@@ -306,6 +318,9 @@ class Session:
             "Check the camera, or switch it off.",
         )
         self._channel.send(error_message(stopped))
+
+    def _camera_resized(self) -> None:
+        self._inbox.post(source=self._inbox.controls.source + 1)
 
     def _queued(self, place: int) -> None:
         if not self._told_busy:

@@ -22,9 +22,10 @@ class Controls:
     transition: how a new prompt comes in: `cut` (from the next chunk on), `glide` (over `glide_chunks` chunks),
     `recache` (as a cut, and the remembered past is written again as if the stream had begun with it under the new
     prompt). steps: denoise passes of a chunk, 0 for the model's own; another number only where the model knows any.
-    lora, lora_strength: the low-rank weights that are worn, by a name of `ModelConfig.loras`, and how strongly. paused:
-    the caller stops asking for chunks; the generator itself never reads it. epoch: raised by the caller at each change
-    that makes undelivered frames stale; copied into the Chunk.
+    source: raised by the caller where another source begins, such as a camera that changes the size of its pictures;
+    the regions begin anew with it. lora, lora_strength: the low-rank weights that are worn, by a name of
+    `ModelConfig.loras`, and how strongly. paused: the caller stops asking for chunks; the generator itself never reads
+    it. epoch: raised by the caller at each change that makes undelivered frames stale; copied into the Chunk.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Controls:
     transition: Transition = "cut"
     glide_chunks: int = 4
     steps: int = 0
+    source: int = 0
     lora: str = ""
     lora_strength: float = 1.0
     paused: bool = False

@@ -130,7 +130,9 @@ class Engine:
                 sigmas = levels_from(sampler, controls.strength, first=first, count=controls.steps)
             else:
                 sigmas = from_noise(levels(sampler, first=first, count=controls.steps))
-                state.encoder.reset()  # a source that comes back is another one
+            if frames_TCHW is None or controls.source != state.source:
+                state.encoder.reset()  # a source that comes back is another one, too
+            state.source = controls.source
             plan = self._plan(state, controls, sigmas, frames_TCHW)
             source, control = None, None
             if frames_TCHW is not None:
@@ -185,7 +187,7 @@ class Engine:
                 state.encoder.forget_tiles()
                 state.decoder.forget_tiles()
             return None
-        key = (state.wording.version, tuple(sigmas), controls.structure, frames_TCHW is None)
+        key = (state.wording.version, tuple(sigmas), controls.structure, frames_TCHW is None, controls.source)
         plan = Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
         if plan.anew and plan.tiles is not None:
             state.regions.forget(plan.tiles.tokens(self.config.grid), state.cache.written)

@@ -1,8 +1,9 @@
 """One chunk's plan: which tiles are computed, which are held. Dense whenever holding would be wrong or would not pay.
 
-Dense: at first and after anything but the picture changed (prompt, schedule, source there or not), where the motion
+Dense: at first and after anything but the picture changed (prompt, schedule, another source or none), where the motion
 mask says that nothing stands (light, camera, cut), and above the break-even. Otherwise the mask, the tiles that are too
-old, and, as far as the next size of column goes, the oldest ones. A painted mask is taken as it is.
+old, and, as far as the next size of column goes, the oldest ones. A painted mask is taken as it is; all painted is
+dense.
 Knows nothing of passes and codecs.
 """
 
@@ -63,7 +64,7 @@ class Plan:
             seen = regions.source.look(frames_TCHW, regions.per_latent, settled, plan.sensitivity)
             if not paint:
                 plan._take(seen)
-        if paint and regions.ready:
+        if "0" in paint and regions.ready:  # all painted: a dense chunk
             painted = np.array([cell == "1" for cell in paint]).reshape(regions.age_HW.shape)
             plan._set(painted, np.zeros_like(painted))
             plan.anew = anew

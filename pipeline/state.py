@@ -18,7 +18,8 @@ class StreamState:
     """index: the next chunk. prompt, text: the prompt that is drawn, and the cross-attention keys and values of what it
     is drawn from. wording: how it came there. drawn_HW: the version of it that each latent cell was drawn from last.
     past: clean latents of what the cache remembers; None: nobody will want it rewritten. worn: the low-rank weights
-    that the words' keys were made with. regions: None for a model that cannot hold tiles.
+    that the words' keys were made with. source: which one the encoder remembers. regions: None for a model that cannot
+    hold tiles.
     """
 
     cache: KVCache
@@ -32,6 +33,7 @@ class StreamState:
     drawn_HW: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
     past: PastLatents | None = None
     worn: tuple[str, float] = ("", 0.0)
+    source: int = 0
     regions: RegionCache | None = None
 
     def reset(self, seed: int) -> None:
@@ -40,7 +42,7 @@ class StreamState:
             self.regions.reset()
         self.encoder.reset()
         self.decoder.reset()
-        self.seed, self.index = seed, 0
+        self.seed, self.index, self.source = seed, 0, 0
         self.prompt, self.text = None, None
         self.wording.reset()
 

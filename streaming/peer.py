@@ -13,9 +13,8 @@ from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpSend
 from aiortc.exceptions import OperationError
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
-from streaming.camera import read_camera
+from streaming.camera import OnFrame, read_camera
 from streaming.errors import WireError
-from streaming.frames import Frame
 from streaming.tracks import OutgoingTrack
 
 # At equal quality libvpx takes a quarter to a half of the time of aiortc's x264 settings (2 ms against 4 to 7 for a
@@ -29,7 +28,8 @@ _log = logging.getLogger(__name__)
 class Peer:
     """Answers one offer, then lives until close().
 
-    on_frame(rgb_HWC, pts_s): a camera frame; when they come faster than they are used, the newest wins.
+    on_frame(rgb_HWC, pts_s, raw_size): a camera frame, and the (width, height) that it came in; when they come faster
+    than they are used, the newest wins.
     on_state(state): `connecting`, `connected`, `failed` or `closed`, each time it changes.
     ice_servers: in the browser's words, {"urls": ..., "username": ..., "credential": ...}.
     camera_size: (width, height) that camera frames are fitted to; None leaves them as they come.
@@ -39,7 +39,7 @@ class Peer:
     def __init__(
         self,
         *,
-        on_frame: Callable[[Frame, float], None],
+        on_frame: OnFrame,
         on_state: Callable[[str], None],
         fps: float,
         ice_servers: Sequence[Mapping[str, Any]] = (),

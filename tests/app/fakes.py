@@ -7,7 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +232,12 @@ class FakePeer:
 
 
 class FakeWorker:
-    """Makes chunks when `make` is called, as the real worker would, without a process."""
+    """Makes chunks when `make` is called, as the real worker would, without a process. chunk_ms, active_HW: of them."""
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
+        self.chunk_ms = 10.0
+        self.active_HW: np.ndarray | None = None
         self.alive, self.dead = asyncio.Event(), asyncio.Event()
         self.alive.set()
         self._reply: asyncio.Future[None] | None = None
@@ -255,9 +257,9 @@ class FakeWorker:
             self._state = FakeState(order.controls.seed)
         self._reply = asyncio.get_running_loop().create_future()
         await self._reply
-        chunk = paint(order.controls, self._state.index, order.source_THWC)
+        chunk = replace(paint(order.controls, self._state.index, order.source_THWC), active_HW=self.active_HW)
         self._state.index += 1
-        return Made(chunk, 10.0, {"decode": 4.0}, tuple(FakeText().unknown(order.controls.prompt)))
+        return Made(chunk, self.chunk_ms, {"decode": 4.0}, tuple(FakeText().unknown(order.controls.prompt)))
 
     async def make(self) -> None:
         """Finish the chunk that is being made."""

@@ -10,6 +10,7 @@ from typing import Any
 from app.admission import Admission
 from app.house import House
 from app.session import Session
+from pipeline.config import ModelConfig
 from tests.app.fakes import CONFIG, FakeClock, FakePage, FakePeer, FakeTrack, FakeWorker, running, settle
 
 
@@ -43,7 +44,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(admission: Admission[FakeWorker] | None = None) -> AsyncIterator[Scene]:
+async def scene(admission: Admission[FakeWorker] | None = None, config: ModelConfig = CONFIG) -> AsyncIterator[Scene]:
     worker, clock, page = FakeWorker(), FakeClock(), FakePage()
     peers: list[FakePeer] = []
 
@@ -51,7 +52,7 @@ async def scene(admission: Admission[FakeWorker] | None = None) -> AsyncIterator
         peers.append(FakePeer(**words))
         return peers[-1]
 
-    house = House(CONFIG, admission or Admission([worker], 1), make_peer, clock=clock, sleep=clock.sleep)
+    house = House(config, admission or Admission([worker], 1), make_peer, clock=clock, sleep=clock.sleep)
     session = Session(house, page)
     async with running(session.run()) as task:
         yield Scene(page, session, worker, clock, peers, task)

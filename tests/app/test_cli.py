@@ -55,6 +55,7 @@ def test_help_names_every_command() -> None:
         (("serve", "--threads", "0"), {}, "setting_invalid"),
         (("generate", "--prompt", "x", "--strength", "7"), {}, "setting_invalid"),
         (("generate", "--prompt", "x", "--regions", "2"), {}, "setting_invalid"),
+        (("generate", "--prompt", "x", "--show-tiles"), {}, "setting_invalid"),
         (("generate",), {}, "setting_invalid"),
         (("dream",), {}, "setting_invalid"),
         (("doctor", "--port", "99999"), {}, "setting_invalid"),

@@ -1,5 +1,8 @@
 """Video files in and out."""
 
+import re
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -7,10 +10,10 @@ import numpy as np
 import pytest
 
 from app.clip import read_clip, write_clip
-from app.errors import AppError
+from app.errors import DENSE_ONLY, AppError
 from app.generate import generate
-from pipeline.chunk import Controls
-from tests.app.fakes import CONFIG, load_fake
+from pipeline.chunk import Chunk, Controls
+from tests.app.fakes import CONFIG, FakeEngine, FakeState, load_fake
 
 WIDTH, HEIGHT = 64, 32
 
@@ -133,3 +136,95 @@ def test_frames_are_counted_as_they_are_made(tmp_path: Path) -> None:
 
     assert started == [10]
     assert made == [4, 4, 2]
+
+
+def write_of_two_sizes(path: Path) -> None:
+    """A clip of which every picture is a JPEG of its own: 6 in one size, then 6 in another."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=CONFIG.fps)
+        stream.width, stream.height, stream.pix_fmt = 2 * WIDTH, 2 * HEIGHT, "yuvj420p"
+        for index in range(12):
+            scale = 2 if index < 6 else 1
+            size = (scale * HEIGHT, scale * WIDTH)
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.height, encoder.width, encoder.pix_fmt = *size, "yuvj420p"
+            encoder.time_base = Fraction(1, CONFIG.fps)
+            level = 60 if index < 6 else 180
+            picture = av.VideoFrame.from_ndarray(np.full((*size, 3), level, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, CONFIG.fps)
+            for packet in encoder.encode(picture):
+                packet.stream, packet.pts, packet.dts = stream, index, index
+                packet.time_base = Fraction(1, CONFIG.fps)
+                container.mux(packet)
+
+
+def test_a_clip_that_changes_its_size_goes_on_as_another_source(tmp_path: Path) -> None:
+    source, out = tmp_path / "source.mkv", tmp_path / "clip.mp4"
+    write_of_two_sizes(source)
+    asked: list[tuple[int, float]] = []
+
+    class Listening(FakeEngine):
+        def step(self, state: FakeState, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk:
+            assert source_THWC is not None
+            asked.append((controls.source, float(source_THWC[-1].mean())))
+            return super().step(state, controls, source_THWC)
+
+    generate(Listening, Controls("a red ball", strength=0.0), None, out, clip=source)
+
+    assert [number for number, _ in asked] == [0, 1, 1]
+    assert asked[0][1] < 80 and asked[1][1] > 160
+
+
+class Holding(FakeEngine):
+    """From the fourth chunk on the left of its two tiles is computed alone."""
+
+    def step(self, state: FakeState, controls: Controls, source_THWC: np.ndarray | None = None) -> Chunk:
+        chunk = super().step(state, controls, source_THWC)
+        return replace(chunk, active_HW=None if chunk.index < 3 else np.array([[True, False]]))
+
+
+def test_computed_tiles_are_tinted_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Blue is in the tint, and hardly in what is drawn."""
+    for name, show in (("plain", False), ("shown", True)):
+        controls, path = Controls("a red ball", seed=20, regions=0.5), tmp_path / f"{name}.mp4"
+        generate(Holding, controls, 1.5, path, show_tiles=show)
+    plain, shown = (
+        np.stack(list(read_clip(tmp_path / f"{name}.mp4", CONFIG.fps, WIDTH, HEIGHT))).astype(int)[..., 2]
+        for name in ("plain", "shown")
+    )
+    more = shown[14:] - plain[14:]
+    assert more[:, :, :24].mean() > 40
+    assert abs(more[:, :, 40:].mean()) < 10
+
+
+@pytest.mark.parametrize(
+    ("regions", "words"),
+    [
+        (0.0, r"$"),
+        (0.5, r"Computed: 75 % of the tiles, \d+ ms a chunk\. A sparse chunk takes \d+ % (less|more) time than a "),
+    ],
+)
+def test_what_the_dial_did_is_told_in_a_sentence(tmp_path: Path, regions: float, words: str) -> None:
+    written = generate(Holding, Controls("a red ball", regions=regions), 1.5, tmp_path / "clip.mp4")
+
+    assert re.match(words, written.regions)
+    assert written.unknown_words == ()
+
+
+def test_what_is_saved_is_not_told_before_it_is_known(tmp_path: Path) -> None:
+    written = generate(load_fake, Controls("a red ball", regions=0.5), 1.5, tmp_path / "clip.mp4")
+
+    assert re.fullmatch(r"Computed: 100 % of the tiles, \d+ ms a chunk\.", written.regions)
+
+
+def test_a_dial_for_a_model_that_cannot_hold_tiles_is_answered_in_a_sentence_and_nothing_is_tinted(
+    tmp_path: Path,
+) -> None:
+    class Narrow(FakeEngine):
+        config = replace(CONFIG, width=80, height=48, student=replace(CONFIG.student, patch_size=(1, 1, 1)))
+
+    for regions, words in ((0.0, ""), (0.5, f"{DENSE_ONLY.message} {DENSE_ONLY.remedy}")):
+        controls, path = Controls("a green ball", regions=regions), tmp_path / "clip.mp4"
+        written = generate(Narrow, controls, 0.5, path, show_tiles=True)
+        assert written.regions == words
+    assert np.stack(list(read_clip(tmp_path / "clip.mp4", CONFIG.fps, WIDTH, HEIGHT)))[..., 2].mean() < 60

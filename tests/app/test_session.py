@@ -3,8 +3,10 @@
 import asyncio
 import json
 from base64 import b64encode
+from dataclasses import replace
 from io import BytesIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -255,6 +257,43 @@ async def test_the_dial_and_a_painted_mask_reach_the_next_chunk_and_each_chunk_t
     await live.say("controls", id=2, regions=0, paint="")
     await live.worker.make()
     assert live.worker.orders[-1].controls.paint == ""
+
+
+async def make(live: Scene, count: int, chunk_ms: float, active: list[int] | None) -> None:
+    """Chunks that took so long, of which these tiles were computed."""
+    live.worker.chunk_ms, live.worker.active_HW = chunk_ms, None if active is None else np.array([active], bool)
+    for _ in range(count):
+        await live.worker.make()
+        live.track.show()
+        await settle()
+
+
+async def test_what_sparse_chunks_save_is_told_once_a_few_of_both_kinds_of_chunk_were_timed(live: Scene) -> None:
+    await live.say("controls", id=1, regions=0.5)
+    await make(live, 4, 100.0, None)
+    await make(live, 2, 60.0, [0, 1])
+    assert [told["saved"] for told in live.page.of("regions")] == [None] * 6
+    await make(live, 1, 60.0, [0, 1])
+    told = live.page.of("regions")[-1]
+    assert (told["active"], told["active_fraction"], told["chunk_ms"], told["saved"]) == ("01", 0.5, 60.0, 0.4)
+    await make(live, 16, 150.0, [1, 0])
+    assert live.page.of("regions")[-1]["saved"] == -0.5
+
+
+async def test_a_dial_or_a_mask_for_a_model_that_cannot_hold_tiles_is_answered_once_and_the_stream_goes_on() -> None:
+    student = replace(CONFIG.student, patch_size=(1, 1, 1))
+    async with scene(config=replace(CONFIG, width=80, height=48, student=student)) as made:
+        await made.go_live()
+        await made.worker.make()
+        assert made.page.codes == []
+        await made.say("controls", id=1, regions=0.5)
+        await make(made, 3, 10.0, None)
+        await made.say("controls", id=2, paint="1")
+        await make(made, 2, 10.0, None)
+
+        (error,) = made.page.of("error")
+        assert (error["code"], error["fatal"]) == ("regions_unsupported", False)
+        assert made.page.states[-1] == "live"
 
 
 async def test_changes_while_paused_are_bounded_and_each_is_acked_once(live: Scene) -> None:

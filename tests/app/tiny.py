@@ -27,7 +27,7 @@ TINY = ModelConfig(
 )
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, config: ModelConfig = TINY) -> None:
     import torch
 
     from pipeline.codec import PocketCodec
@@ -36,8 +36,8 @@ def write_tiny_model(folder: Path) -> None:
     from pipeline.weights import export
 
     torch.manual_seed(0)
-    text = TextEncoder(TINY.text, TINY.student.text_dim)
-    export(folder, TINY, PocketCodec(TINY.codec), text, Student(TINY.student))
+    text = TextEncoder(config.text, config.student.text_dim)
+    export(folder, config, PocketCodec(config.codec), text, Student(config.student))
 
 
 def regions_engine() -> Any:

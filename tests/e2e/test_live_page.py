@@ -115,6 +115,47 @@ def test_tiles_are_painted_with_the_keys_alone(open_page: OpenPage) -> None:
     assert viewer.page.inner_text("#brush") == "Row 2, column 3: not painted."
 
 
+def test_the_dial_fills_the_meter_tiles_are_tinted_and_where_it_is_painted_alone_the_video_changes(
+    open_page: OpenPage,
+) -> None:
+    viewer, slow_s = open_page(), 120
+    page = viewer.page
+    viewer.ask(DESERT)
+    wait_until(lambda: warmth(viewer) > 20, "the colours of a desert", slow_s)
+    page.fill("#regions", "0.5")
+    wait_until(lambda: "ms a chunk" in page.inner_text("#regions-meter"), "the meter", slow_s)
+    page.click("#tint")
+    drawn = "Array.from(tiles.getContext('2d').getImageData(0, 0, tiles.width, tiles.height).data).some(Boolean)"
+    wait_until(lambda: page.is_visible("#tiles") and page.evaluate(drawn), "tinted tiles", slow_s)
+
+    page.click("#paint")
+    box = page.locator("#tiles").bounding_box()
+    assert box is not None
+    width, height = box["width"] / 10, box["height"] / 6
+    page.mouse.move(box["x"] + width / 2, box["y"] + height / 2)
+    page.mouse.down()
+    for row in range(6):
+        for column in range(4):
+            page.mouse.move(box["x"] + (column + 0.5) * width, box["y"] + (row + 0.5) * height)
+    page.mouse.up()
+    wait_until(lambda: "40 %" in page.inner_text("#regions-meter"), "the painted tiles alone", slow_s)
+    viewer.wait_for_frames()
+    before = viewer.picture()
+    assert before is not None
+    viewer.ask(SEA)
+    painted, held = np.s_[:, : COLUMNS * 3 // 10], np.s_[:, COLUMNS // 2 :]
+
+    def changed() -> float:
+        """How much colder what is painted has become."""
+        now = viewer.picture()
+        return 0.0 if now is None else float(((before - now)[painted] @ [1, 0, -1]).mean())
+
+    wait_until(lambda: changed() > 20, "the sea where it is painted", slow_s)
+    after = viewer.picture()
+    assert after is not None
+    assert np.abs(after - before)[held].mean() < 10
+
+
 def test_closing_the_tab_frees_the_session(open_page: OpenPage, server: Server) -> None:
     viewer = open_page()
     viewer.page.click("#start")

@@ -95,12 +95,14 @@ def test_a_mover_in_the_source_is_computed_and_the_rest_is_not(wide: Engine) -> 
     ("controls", "source"),
     [
         (replace(RED, prompt="blue ball"), {}),
+        (replace(RED, seed=8), {}),
         (replace(RED, strength=0.9), {}),
+        (replace(RED, source=1), {}),
         (RED, {"gain": 1.2}),
         (RED, {"seed": 5}),
         (RED, None),
     ],
-    ids=["prompt", "strength", "light", "cut", "camera off"],
+    ids=["prompt", "seed", "strength", "another source", "light", "cut", "camera off"],
 )
 def test_what_changes_everything_is_dense(wide: Engine, controls: Controls, source: dict[str, float] | None) -> None:
     state = wide.open(7)
@@ -229,6 +231,33 @@ def test_a_camera_may_come_and_go_while_a_mask_is_painted(wide: Engine) -> None:
         assert np.array_equal(chunk.frames_THWC[:, :, 128:], np.repeat(last.frames_THWC[-1:, :, 128:], 8, 0))
         assert not np.array_equal(chunk.latents_TCHW, last.latents_TCHW)
         last = chunk
+
+
+def test_all_painted_is_the_dense_chunk_bit_for_bit(wide: Engine) -> None:
+    ours, theirs = wide.open(7), wide.open(7)
+    for prompt in ("red ball", "red ball", "blue", "blue"):
+        one = wide.step(ours, replace(RED, prompt=prompt, regions=0.0, paint="1" * 24))
+        other = wide.step(theirs, replace(DENSE, prompt=prompt))
+        assert one.active_HW is None
+        assert np.array_equal(one.latents_TCHW, other.latents_TCHW)
+        assert np.array_equal(one.frames_THWC, other.frames_THWC)
+
+
+def test_of_another_source_painted_tiles_see_no_neighbour_that_the_one_before_had(wide: Engine) -> None:
+    """At strength 0 a chunk is the source's latents: those of the new pictures encoded whole."""
+    mask = np.zeros((4, 6), bool)
+    mask[1:3, 1:3] = True
+    painted = replace(RED, strength=0.0, regions=0.0, paint="".join("1" if cell else "0" for cell in mask.flat))
+    state, other = wide.open(7), camera(wide, seed=1)
+    for _ in range(2):
+        wide.step(state, painted, camera(wide))
+    chunk = wide.step(state, replace(painted, source=1), other)
+    pixels = torch.from_numpy(other).permute(0, 3, 1, 2) / 127.5 - 1
+    whole = wide.codec.encode_push(CodecMemory(), pixels)
+    assert whole is not None
+    assert np.array_equal(chunk.active_HW, mask)  # type: ignore[arg-type]
+    cells = np.kron(mask, np.ones((2, 2), bool))
+    np.testing.assert_allclose(chunk.latents_TCHW[..., cells], whole.detach().numpy()[..., cells], atol=1e-5)
 
 
 def test_chosen_tiles_of_a_source_that_was_never_seen_are_those_of_the_whole(codec: PocketCodec) -> None:

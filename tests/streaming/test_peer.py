@@ -20,7 +20,7 @@ class Server:
         self.frames: list[tuple[np.ndarray, float]] = []
         self.states: list[str] = []
         self.peer = Peer(
-            on_frame=lambda rgb_HWC, pts_s: self.frames.append((rgb_HWC, pts_s)),
+            on_frame=lambda rgb_HWC, pts_s, _: self.frames.append((rgb_HWC, pts_s)),
             on_state=self.states.append,
             fps=FPS,
             **options,
