@@ -145,9 +145,10 @@ class TinyEncoder(nn.Module):
     def encode_push(self, memory: TinyMemory, frames_TCHW: Tensor) -> Tensor | None:
         """Take any number of pictures; return the latent frames they complete (T, C, h, w), or None: needs more.
 
-        A stream's first picture makes a latent frame, then every four do, as with Wan's autoencoder. TAEHV reads a latent
-        frame from its newest picture and the three that follow. A stream does not wait for those: the newest picture
-        stands for them, which is TAEHV's rule at the end of a clip. What the blocks remember is of those that did follow.
+        A stream's first picture makes a latent frame, then every four do, as with Wan's autoencoder. TAEHV reads a
+        latent frame from its newest picture and the three that follow. A stream does not wait for those: the newest
+        picture stands for them, which is TAEHV's rule at the end of a clip. What the blocks remember is of those that
+        did follow.
         """
         first, frames, latents = not memory.pending_TCHW, memory.take((frames_TCHW + 1) / 2), []
         while len(frames) > (0 if first else self.frames):
