@@ -125,6 +125,10 @@ def generate(
     clip: Annotated[Path | None, typer.Option("--input", help="A video to follow.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="How far it may leave the video.")] = 0.6,
     structure: Annotated[float, typer.Option(min=0, max=1, help="How closely it keeps to the video's outlines.")] = 0.0,
+    motion_aware: Annotated[
+        bool | None,
+        typer.Option(help="Keep closer to the video where it moves fast; by default as the model has it."),
+    ] = None,
     regions: Annotated[
         float, typer.Option(min=0, max=1, help="Compute only what moves: 0 is off, then from quality to speed.")
     ] = 0.0,
@@ -193,6 +197,7 @@ def generate(
                 regions,
                 lora=loras[0].stem if loras else "",
                 lora_strength=1.0 if lora_strength is None else lora_strength,
+                motion_aware=motion_aware,
             ),
             seconds,
             out_path,

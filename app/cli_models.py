@@ -110,6 +110,7 @@ def info(
         else "a pass of its own"
         if row.clean_pass
         else "none of its own: the last step writes",
+        "over a video": "less strength where it moves fast" if row.motion_aware else "the strength that is asked for",
         "remark": row.remark or "none",
         "not verified": ", ".join(row.unverified) or "nothing",
         "source": row.source,

@@ -70,6 +70,7 @@ WISHES = (
     "steps",
     "lora",
     "lora_strength",
+    "motion_aware",
 )
 """What a page may ask for, in the words of `Controls`."""
 
@@ -101,5 +102,6 @@ def defaults(config: ModelConfig) -> dict[str, Any]:
         transition=config.transition,
         lora=config.loras[0] if config.loras else "",
         lora_strength=config.lora_strength,
+        motion_aware=config.motion_aware,
     )
     return {name: getattr(start, name) for name in WISHES if name != "paint"}

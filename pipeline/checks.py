@@ -44,6 +44,12 @@ def check(config: ModelConfig, controls: Controls, source_THWC: np.ndarray | Non
             f"The strength of low-rank weights {controls.lora_strength!r} is not in 0 to {STRONGEST_LORA:g}.",
             "Choose one in that range; 1 is as they were trained.",
         )
+    if not isinstance(controls.motion_aware, bool | None):
+        raise PipelineError(
+            "motion_aware_invalid",
+            f"Motion-aware is true or false, not {str(controls.motion_aware)[:80]!r}.",
+            "Choose one, or none for the model's own.",
+        )
     counts = {config.frames_per_chunk, config.pictures(index)}
     if source_THWC is not None and (
         source_THWC.dtype != np.uint8

@@ -24,8 +24,10 @@ class Controls:
     prompt). steps: denoise passes of a chunk, 0 for the model's own; another number only where the model knows any.
     source: raised by the caller where another source begins, such as a camera that changes the size of its pictures;
     the regions begin anew with it. lora, lora_strength: the low-rank weights that are worn, by a name of
-    `ModelConfig.loras`, and how strongly. paused: the caller stops asking for chunks; the generator itself never reads
-    it. epoch: raised by the caller at each change that makes undelivered frames stale; copied into the Chunk.
+    `ModelConfig.loras`, and how strongly. motion_aware: whether a source that moves fast gets up to 0.1 less than the
+    strength; None: as the model has it. Unused without a source. paused: the caller stops asking for chunks; the
+    generator itself never reads it. epoch: raised by the caller at each change that makes undelivered frames stale;
+    copied into the Chunk.
     """
 
     prompt: str
@@ -40,6 +42,7 @@ class Controls:
     source: int = 0
     lora: str = ""
     lora_strength: float = 1.0
+    motion_aware: bool | None = None
     paused: bool = False
     epoch: int = 0
 

@@ -129,6 +129,7 @@ class ModelConfig:
 
     transition: how a new prompt comes in until the viewer says otherwise (`Controls.transition`). loras: low-rank
     weights that were named when the model was loaded, and can be worn; lora_strength: how strongly the first one is.
+    motion_aware: whether a source that moves fast gets less noise, unless the viewer says otherwise.
     """
 
     name: str = "pocket"
@@ -141,6 +142,7 @@ class ModelConfig:
     transition: Transition = "cut"
     loras: tuple[str, ...] = ()
     lora_strength: float = 1.0
+    motion_aware: bool = False
     student: StudentConfig = field(default_factory=StudentConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     text: TextConfig = field(default_factory=TextConfig)

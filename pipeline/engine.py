@@ -22,7 +22,7 @@ from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from, shut
+from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from, lowered, shut
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
@@ -116,7 +116,7 @@ class Engine:
         is shorter, the oldest of them are left out there; that chunk also takes as many as it shows.
         A new seed starts the stream again. Raises PipelineError: `prompt_invalid`, `prompt_too_long`,
         `transition_invalid`, `seed_invalid`, `strength_invalid`, `structure_invalid`, `regions_invalid`,
-        `paint_invalid`, `steps_invalid`, `lora_unknown`, `lora_invalid`, `source_invalid`.
+        `paint_invalid`, `steps_invalid`, `lora_unknown`, `lora_invalid`, `motion_aware_invalid`, `source_invalid`.
         """
         check(self.config, controls, source_THWC, state.index if controls.seed == state.seed else 0)
         if controls.seed != state.seed:
@@ -125,19 +125,17 @@ class Engine:
             self._read_prompt(state, controls)
         with self.trace("encode"):
             frames_TCHW = None if source_THWC is None else self._pictures(source_THWC)
-            sampler, first = self.config.sampler, state.index == 0
-            if frames_TCHW is not None:
-                sigmas = levels_from(sampler, controls.strength, first=first, count=controls.steps)
-            else:
-                sigmas = from_noise(levels(sampler, first=first, count=controls.steps))
-            if frames_TCHW is None or controls.source != state.source:
-                state.encoder.reset()  # a source that comes back is another one, too
+            if frames_TCHW is None or controls.source != state.source:  # a source that comes back is another one, too
+                state.encoder.reset()
+                state.noise.reset()
             state.source = controls.source
-            plan = self._plan(state, controls, sigmas, frames_TCHW)
+            asked = self._schedule(state, controls, frames_TCHW)
+            sigmas = lowered(asked, self._less(state, controls, frames_TCHW))
+            plan = self._plan(state, controls, asked, frames_TCHW)
             source, control = None, None
             if frames_TCHW is not None:
                 source, control = self._encode(state, controls, frames_TCHW, plan)
-        clean = self._denoise(state, sigmas, source, control, plan)
+        clean = self._denoise(state, sigmas, asked, source, control, plan)
         state.drawn(None if plan is None else plan.tiles)
         with self.trace("decode"):
             whole, frames_TCHW = self._decode(state, clean, plan)
@@ -177,17 +175,35 @@ class Engine:
         if rewrite and state.past is not None and state.text is not None:
             recache(state.past, self.student, state.text, self.config.grid, self.config.chunk)
 
+    def _schedule(self, state: StreamState, controls: Controls, frames_TCHW: Tensor | None) -> list[float]:
+        """The levels that are asked for."""
+        sampler, first = self.config.sampler, state.index == 0
+        if frames_TCHW is None:
+            return from_noise(levels(sampler, first=first, count=controls.steps))
+        return levels_from(sampler, controls.strength, first=first, count=controls.steps)
+
+    def _less(self, state: StreamState, controls: Controls, frames_TCHW: Tensor | None) -> float:
+        """How much lower the passes begin than is asked for."""
+        aware = self.config.motion_aware if controls.motion_aware is None else controls.motion_aware
+        if frames_TCHW is None or not aware:
+            state.noise.reset()
+            return 0.0
+        return state.noise.see(frames_TCHW)
+
     def _plan(
-        self, state: StreamState, controls: Controls, sigmas: list[float], frames_TCHW: Tensor | None
+        self, state: StreamState, controls: Controls, asked: list[float], frames_TCHW: Tensor | None
     ) -> Plan | None:
-        """Which tiles to compute; None: no regions are asked for, or this model cannot hold any."""
+        """Which tiles to compute; None: no regions are asked for, or this model cannot hold any.
+
+        Held tiles stand on the schedule that is asked for: that something moves fast is no reason to draw them anew.
+        """
         if state.regions is None or not (controls.regions or controls.paint):
             if state.regions is not None and state.regions.ready:
                 state.regions.reset()
                 state.encoder.forget_tiles()
                 state.decoder.forget_tiles()
             return None
-        key = (state.wording.version, tuple(sigmas), controls.structure, frames_TCHW is None, controls.source)
+        key = (state.wording.version, tuple(asked), controls.structure, frames_TCHW is None, controls.source)
         plan = Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
         if plan.anew and plan.tiles is not None:
             state.regions.forget(plan.tiles.tokens(self.config.grid), state.cache.written)
@@ -209,10 +225,17 @@ class Engine:
         return latents[None], edges if plan is None or plan.tiles is None else plan.tiles.gather(edges)
 
     def _denoise(
-        self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
+        self,
+        state: StreamState,
+        sigmas: list[float],
+        asked: list[float],
+        source: Tensor | None,
+        control: Tensor | None,
+        plan: Plan | None,
     ) -> Tensor:
         """Denoise passes, then the cache pass, unless the last of them is both.
 
+        asked: the schedule before it was lowered, by which held keys know their passes.
         Returns clean latents (1, T, C, h, w), a column of the planned tiles.
         """
         config, text = self.config, state.text
@@ -220,7 +243,7 @@ class Engine:
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         if plan is not None:
-            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, sigmas)
+            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, asked)
         cache_only = config.cache.clean_pass or config.cache.rewrites or not sigmas
         writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.

@@ -126,6 +126,8 @@ class Family(Download):
     """How much a remembered frame, but for the sink, or the oldest where there is none, weighs in attention."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
+    motion_aware: bool = False
+    """Whether a source gets less noise where it moves fast, unless the viewer says otherwise."""
     remark: str = ""
 
     @property
@@ -170,6 +172,7 @@ class Family(Download):
             prompt_limit=1000,
             examples=WAN_EXAMPLES,
             transition=self.transition,
+            motion_aware=self.motion_aware,
             # Keys of every pass would be more than the past itself.
             regions=RegionConfig(carry="clean"),
             student=base.shape,
@@ -340,6 +343,7 @@ FAMILIES = (
         attends=6,
         sink=3,
         clean_pass=False,
+        motion_aware=True,
         remark="Draws over a video: its first step is not pure noise.",
         unverified=("licence",),
     ),
@@ -360,6 +364,7 @@ FAMILIES = (
         attends=6,
         sink=3,
         clean_pass=False,
+        motion_aware=True,
         remark="Draws over a video: its first step is not pure noise.",
         unverified=("licence", "weights"),
     ),

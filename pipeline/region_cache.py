@@ -134,8 +134,9 @@ def hats(size: int) -> Tensor:
 class RegionAttention(CachedAttention):
     """CachedAttention that remembers what it computed, and can go on with chosen tiles alone.
 
-    step: the denoise pass that is being run; the caller counts it. sigmas: the schedule; keys that were carried from
-    another one are of other passes, and the clean ones serve instead until a dense chunk has made new ones.
+    step: the denoise pass that is being run; the caller counts it. sigmas: the schedule that is asked for; keys that
+    were carried from another one are of other passes, and the clean ones serve instead until a dense chunk has made new
+    ones.
     """
 
     def __init__(

@@ -54,6 +54,15 @@ def levels_from(config: SamplerConfig, start: float, *, first: bool = False, cou
     return [start, *(sigma for sigma in levels(config, first=first, count=count) if sigma < start)]
 
 
+def lowered(sigmas: list[float], less: float) -> list[float]:
+    """The same schedule, begun so much lower. A level that lies above then becomes the start's.
+
+    It has as many passes as before, so that chunks take as long and each pass stays what it was; begun at 0, none.
+    """
+    start = sigmas[0] - less if sigmas else 0.0
+    return [min(sigma, start) for sigma in sigmas] if start > 0 else []
+
+
 def mix(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     return (1 - sigma) * clean + sigma * noise
 

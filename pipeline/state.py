@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.codec import Memory
 from pipeline.kv_cache import KVCache
+from pipeline.noise_controller import NoiseController
 from pipeline.region_cache import RegionCache
 from pipeline.student import TextKV
 from pipeline.tiles import Tiles
@@ -18,8 +19,8 @@ class StreamState:
     """index: the next chunk. prompt, text: the prompt that is drawn, and the cross-attention keys and values of what it
     is drawn from. wording: how it came there. drawn_HW: the version of it that each latent cell was drawn from last.
     past: clean latents of what the cache remembers; None: nobody will want it rewritten. worn: the low-rank weights
-    that the words' keys were made with. source: which one the encoder remembers. regions: None for a model that cannot
-    hold tiles.
+    that the words' keys were made with. source: which one the encoder remembers. noise: how much less of it that source
+    gets now. regions: None for a model that cannot hold tiles.
     """
 
     cache: KVCache
@@ -34,6 +35,7 @@ class StreamState:
     past: PastLatents | None = None
     worn: tuple[str, float] = ("", 0.0)
     source: int = 0
+    noise: NoiseController = field(default_factory=NoiseController)
     regions: RegionCache | None = None
 
     def reset(self, seed: int) -> None:
@@ -42,6 +44,7 @@ class StreamState:
             self.regions.reset()
         self.encoder.reset()
         self.decoder.reset()
+        self.noise.reset()
         self.seed, self.index, self.source = seed, 0, 0
         self.prompt, self.text = None, None
         self.wording.reset()

@@ -10,6 +10,7 @@ const HISTORY_LENGTH = 20;
 const SLIDERS = ["strength", "structure"]; // of the camera
 const DIALS = ["regions", "lora_strength"]; // sliders that need no camera
 const COUNTS = ["glide_chunks", "steps"];
+const SWITCHES = ["motion_aware"]; // of the camera
 const CHOICES = ["transition", "lora"];
 const SLIDER_EVERY_MS = 120;
 const LARGEST_SEED = 2 ** 31 - 1;
@@ -32,6 +33,7 @@ export class Controls extends EventTarget {
     steps: 0,
     lora: "",
     lora_strength: 1,
+    motion_aware: false,
     paused: false,
     camera: false,
   };
@@ -55,6 +57,7 @@ export class Controls extends EventTarget {
     $("dice").addEventListener("click", () => this.#setSeed(Math.floor(Math.random() * LARGEST_SEED)));
     for (const name of [...SLIDERS, ...DIALS, ...COUNTS]) $(name).addEventListener("input", () => this.#slide(name));
     for (const name of CHOICES) $(name).addEventListener("change", () => this.set({ [name]: $(name).value }));
+    for (const name of SWITCHES) $(name).addEventListener("change", () => this.set({ [name]: $(name).checked }));
     this.#draw();
   }
 
@@ -150,6 +153,10 @@ export class Controls extends EventTarget {
       $(name).value = this.wishes[name];
       $(name).disabled = SLIDERS.includes(name) && !camera;
       $(`${name}-value`).value = `${Math.round(this.wishes[name] * 100)} %`;
+    }
+    for (const name of SWITCHES) {
+      $(name).checked = this.wishes[name];
+      $(name).disabled = !camera;
     }
     $("earlier").hidden = this.#history.length === 0;
     this.#list($("history"), this.#history);

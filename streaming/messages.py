@@ -73,6 +73,7 @@ class ControlsMessage(_Message):
     steps: Annotated[int, Field(ge=0, le=8)] | None = None
     lora: Annotated[str, Field(max_length=200)] | None = None
     lora_strength: Annotated[float, Field(ge=0, le=4)] | None = None
+    motion_aware: bool | None = None
     paused: bool | None = None
     camera: bool | None = None
 

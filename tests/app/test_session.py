@@ -42,6 +42,7 @@ async def test_the_page_is_welcomed_with_the_model_and_the_defaults() -> None:
         "steps": 0,
         "lora": "",
         "lora_strength": 1.0,
+        "motion_aware": False,
     }
 
 
@@ -243,6 +244,14 @@ async def test_strength_and_structure_reach_the_next_chunk_and_stay(live: Scene)
     assert (controls.strength, controls.structure) == (0.9, 0.5)
 
 
+async def test_keeping_closer_to_fast_motion_is_switched_on_and_off(live: Scene) -> None:
+    for id, wanted in enumerate((True, False)):
+        await live.say("controls", id=id, motion_aware=wanted)
+        await live.worker.make()
+        await live.worker.make()
+        assert live.worker.orders[-1].controls.motion_aware is wanted
+
+
 async def test_the_dial_and_a_painted_mask_reach_the_next_chunk_and_each_chunk_tells_what_was_computed(
     live: Scene,
 ) -> None:
@@ -403,6 +412,7 @@ async def test_a_page_that_leaves_the_queue_moves_the_others_up() -> None:
         ('{"kind": "dance"}', "kind_unknown"),
         ('{"id": 1}', "field_missing"),
         ('{"kind": "controls", "id": 1, "strength": 1.5}', "field_invalid"),
+        ('{"kind": "controls", "id": 1, "motion_aware": "fast"}', "field_invalid"),
         ('{"kind": "controls", "id": 1, "seed": -1}', "field_invalid"),
         ('{"kind": "controls", "id": 1, "prompt": 3}', "field_invalid"),
         (json.dumps({"kind": "controls", "id": 1, "prompt": "x" * 41}), "prompt_too_long"),

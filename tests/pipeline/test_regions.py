@@ -91,6 +91,25 @@ def test_a_mover_in_the_source_is_computed_and_the_rest_is_not(wide: Engine) -> 
     assert vacated.active_HW[1, 1]
 
 
+def test_a_level_that_follows_motion_leaves_held_what_is_held_without_it(wide: Engine) -> None:
+    """And keys of a pass that were carried are still those of that pass."""
+    aware, plain = wide.open(7), wide.open(7)
+    less = set()
+    for step in range(SETTLE + 6):
+        source = camera(wide, (40, 40 + 5 * (step % 4) * step))
+        one = wide.step(aware, replace(RED, motion_aware=True), source)
+        other = wide.step(plain, RED, source)
+        less.add(aware.noise.less)
+        assert (one.active_HW is None) == (other.active_HW is None) == (step < SETTLE)
+        if one.active_HW is not None and other.active_HW is not None:
+            assert np.array_equal(one.active_HW, other.active_HW)
+            assert one.active_HW.mean() < 0.6
+            assert not np.array_equal(one.latents_TCHW, other.latents_TCHW)
+        assert aware.regions is not None and plain.regions is not None
+        assert aware.regions.sigmas == plain.regions.sigmas == (0.6, 0.5)
+    assert len(less) > 5
+
+
 @pytest.mark.parametrize(
     ("controls", "source"),
     [

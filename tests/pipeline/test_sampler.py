@@ -15,6 +15,7 @@ from pipeline.sampler import (
     guide,
     levels,
     levels_from,
+    lowered,
     mix,
     shifted,
     shut,
@@ -46,6 +47,13 @@ def test_part_way_starts_run_from_the_strength_down_through_the_lower_levels() -
     assert levels_from(WAN, 0.9) == pytest.approx([0.9, 5 / 6, 0.625])
     assert levels_from(WAN, 0.9375) == pytest.approx([0.9375, 5 / 6, 0.625])
     assert levels_from(WAN, 0.1) == [0.1]
+
+
+def test_a_schedule_begun_lower_has_the_same_passes_and_none_above_its_start() -> None:
+    assert lowered([0.9, 0.75, 0.5], 0.0) == [0.9, 0.75, 0.5]
+    assert lowered([0.9, 0.75, 0.5], 0.1) == pytest.approx([0.8, 0.75, 0.5])
+    assert lowered([0.6, 0.55, 0.2], 0.1) == pytest.approx([0.5, 0.5, 0.2])
+    assert lowered([0.1], 0.1) == lowered([0.05], 0.1) == lowered([], 0.1) == []
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.25, 0.9375, 1.0])

@@ -277,6 +277,37 @@ def test_held_tiles_keep_their_pixels_though_the_codec_takes_whole_pictures(
     assert not np.array_equal(painted.frames_THWC[-1][:32, :32], before[:32, :32])
 
 
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(832, 480), (480, 832), (512, 512), (320, 576), (80, 48)],
+)
+def test_a_stream_has_the_size_that_was_asked_for(config: ModelConfig, width: int, height: int) -> None:
+    """A layer of few channels: the shapes are those of the real model, and its time is not."""
+    torch.manual_seed(5)
+    vae = AutoencoderKLWan(
+        base_dim=2, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+    small = replace(config.student, num_attention_heads=1, ffn_dim=16, num_layers=1)
+    sized = replace(
+        config,
+        width=width,
+        height=height,
+        chunk=1,
+        student=small,
+        sampler=SamplerConfig(shift=1.0, steps=(700,)),
+        cache=CacheConfig(sink=1, window=1, clean_pass=False),
+    )
+    codec = WanPair(WanCodec(vae), TinyDecoder(4, (4, 4, 4, 4))).eval().requires_grad_(False)
+    engine = Engine(sized, codec, Prompts(read, 6), Student(small).eval().requires_grad_(False))
+    state = engine.open(7)
+    for count in (1, 4):
+        chunk = engine.step(state, replace(RED, strength=0.7), pictures(sized, count))
+        assert chunk.frames_THWC.shape == (count, height, width, 3)
+        assert chunk.latents_TCHW.shape == (1, 4, height // 8, width // 8)
+        assert np.isfinite(chunk.latents_TCHW).all() and np.ptp(chunk.frames_THWC) > 0
+    assert (sized.tiles is None) == (width == 80)
+
+
 def test_half_precision_goes_through_all_of_it(config: ModelConfig, pair: WanPair) -> None:
     import copy
 
