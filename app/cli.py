@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import AcceptLicence, Folders, TextBits, models, named, told_licence
+from app.cli_models import AcceptLicence, Bits, Folders, TextBits, models, named, told_licence
 from app.config import Settings
-from app.errors import SPOKEN, AppError
+from app.errors import SPOKEN, AppError, memory_short
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
 from pipeline.chunk import Controls
 from pipeline.config import WanModel
@@ -65,6 +65,7 @@ def serve(
     model: Model = None,
     size: Size = None,
     decoder: Annotated[str | None, typer.Option(help="Codec of a Wan model: tiny (quick), or full.")] = None,
+    bits: Bits = None,
     text_bits: TextBits = None,
     lora: Lora = None,
     lora_strength: LoraStrength = None,
@@ -81,6 +82,7 @@ def serve(
         model=model,
         size=size,
         decoder=decoder,
+        bits=bits,
         text_bits=text_bits,
         lora=None if lora is None else tuple(lora),
         lora_strength=lora_strength,
@@ -95,8 +97,11 @@ def serve(
         settings.device,
         size=settings.size,
         decoder=settings.decoder,
+        bits=settings.bits,
         text_bits=settings.text_bits,
         accept_licence=settings.accept_licence,
+        loras=settings.lora,
+        workers=settings.workers,
         folders=_folders(),
     )
     _tell_licence(chosen)
@@ -145,6 +150,7 @@ def generate(
     model: Model = None,
     size: Size = None,
     decoder: Annotated[str, typer.Option(help="Codec of a Wan model: full (exact), or tiny.")] = "full",
+    bits: Bits = None,
     text_bits: TextBits = None,
     lora: Lora = None,
     lora_strength: LoraStrength = None,
@@ -164,8 +170,10 @@ def generate(
         device,
         size=size,
         decoder=decoder,
+        bits=bits or 16,
         text_bits=text_bits or 16,
         accept_licence=accept_licence,
+        loras=loras,
         folders=_folders(),
     )
     _tell_licence(drawn_by)
@@ -417,16 +425,16 @@ def main() -> None:
         said = escape(f"{error.format_message().rstrip('.')}. `{where}` lists what can be said.")
         err.print(f"[red]setting_invalid[/]: {said}", highlight=False, soft_wrap=True)
         sys.exit(USAGE_ERROR)
-    except SPOKEN as error:
-        said = escape(f"{error.message} {error.remedy}")
-        err.print(f"[red]{error.code}[/]: {said}", highlight=False, soft_wrap=True)
-        sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except typer.Abort:  # Ctrl-C or the end of the input, at a question
         err.print("Stopped; the question was not answered.")
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if spoken := error if isinstance(error, SPOKEN) else memory_short(error):
+            said = escape(f"{spoken.message} {spoken.remedy}")
+            err.print(f"[red]{spoken.code}[/]: {said}", highlight=False, soft_wrap=True)
+            sys.exit(USAGE_ERROR)
         if os.environ.get("STILLSTREAM_LOG_LEVEL") == "debug":
             raise
         what = f"Something went wrong inside: {type(error).__name__}: {error}."

@@ -1,6 +1,7 @@
 """`stillstream models`: the table of families, and what is here of it. A part of `app.cli`."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from app.shelf import Shelf
 from pipeline.config import WanModel
 from pipeline.downloads import PARTS
 from pipeline.errors import PipelineError
-from pipeline.memory import amount, parameters
+from pipeline.memory import Setup, amount, choose, parameters, ways
 from pipeline.models import BASES, FAMILIES, Family, download, family
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
@@ -30,11 +31,14 @@ HubCache = Annotated[
     Path | None, typer.Option(help="The hub's cache; by default where its own tools have it.", envvar="HF_HUB_CACHE")
 ]
 Folders = tuple[Path | None, Path | None]  # the hub's cache and that of converted models; None: the usual ones
+Bits = Annotated[
+    int | None,
+    typer.Option(help="Of the layers of a Wan student: 16, or 8 for about half the room.", callback=lambda b: _bits(b)),
+]
 TextBits = Annotated[
     int | None,
     typer.Option(
-        help="Of the weights of Wan's text encoder: 16, or 8 for about half the room.",
-        callback=lambda bits: _text_bits(bits),
+        help="Of the weights of Wan's text encoder: 16, or 8 for about half the room.", callback=lambda b: _bits(b)
     ),
 ]
 AcceptLicence = Annotated[
@@ -79,7 +83,10 @@ def info(
     name: NameOrFolder,
     size: Annotated[str | None, typer.Option(help="Of the picture; 832x480, the pocket student's 320x192.")] = None,
     device: Annotated[str, typer.Option(help="Where it would run: cpu, cuda, cuda:1.")] = "cpu",
+    bits: Bits = None,
     text_bits: TextBits = None,
+    decoder: Annotated[str, typer.Option(help="Of a Wan model: tiny, or full.")] = "tiny",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with a model of its own.")] = 1,
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
@@ -90,13 +97,22 @@ def info(
     row = family(name)
     shelf = _shelf(hub_cache, models_folder)
     width, height = _size(size) if size else POCKET_SIZE if row.layout == "pocket" else WAN_SIZE
-    wants, free, host_free = shelves.reckon(row, width, height, device, text_bits=text_bits or 16)
+    setup = Setup(
+        width=width,
+        height=height,
+        cpu=device == "cpu",
+        bits=bits or 16,
+        text_bits=text_bits or 16,
+        tiny=_is_tiny(decoder),
+        workers=workers,
+    )
+    plans, room = ways(row, setup), shelves.room(device)
+    wants = plans[0]
     try:
-        fits = {"whole": "yes", "lean": "yes, with text encoder and codec in the machine's memory"}[
-            wants.choose(free, host_free)
-        ]
+        fits = f"yes, {choose(row, setup, room).title}"
     except PipelineError as error:
-        fits = f"no. {error.message} {error.remedy}"
+        fits = f"no. {error.remedy}"
+    placed = "\n".join(f"{each.title}: {each.wants}, {'fits' if each.fits(room) else 'too much'}" for each in plans)
     steps = ", ".join(map(str, row.steps)) + (f"; the first chunk {len(row.first_steps)}" if row.first_steps else "")
     facts = {
         "what": f"{row.title}, on {BASES[row.base].title}: {parameters(row.shape) / 1e6:,.0f} million weights",
@@ -115,9 +131,11 @@ def info(
         "not verified": ", ".join(row.unverified) or "nothing",
         "source": row.source,
         "here": "converted" if shelf.is_converted(row) else "pulled" if shelf.is_pulled(row) else "no",
-        "memory": f"{amount(wants.whole)} at {width}x{height} on {device}: student {amount(wants.student)}, "
-        f"past {amount(wants.past)}, passes about {amount(wants.work)}, text encoder and codec "
-        f"{amount(wants.beside)}",
+        "memory": f"{wants.wants} at {width}x{height}, decoder {decoder}, workers {workers}; of one: "
+        f"student {amount(wants.student)}, past {amount(wants.past)}, passes about {amount(wants.work)}, "
+        f"codec {amount(wants.codec)}, text encoder {amount(wants.text)}",
+        "free": str(room),
+        "ways": placed,
         "fits now": fits,
     }
     _print(facts)
@@ -245,8 +263,11 @@ def named(
     *,
     size: str | None = None,
     decoder: str = "tiny",
+    bits: int = 16,
     text_bits: int = 16,
     accept_licence: bool = False,
+    loras: Sequence[Path] = (),
+    workers: int = 1,
     folders: Folders = (None, None),
 ) -> Path | WanModel | None:
     """What --model means: a folder, or a name of the table; None is the embedded student.
@@ -259,25 +280,23 @@ def named(
         if size is not None:
             raise AppError("setting_invalid", "This model has one size of its own.", "Leave --size out.")
         return model if row is None or row.layout != "pocket" else None
-    if decoder not in ("tiny", "full"):
-        raise AppError("setting_invalid", f"There is no decoder {decoder!r}.", "Choose tiny or full.")
     width, height = _size(size) if size else WAN_SIZE
-    shelf = _shelf(*folders)
-    roomy = False
-    if row.layout == "wan":
-        wants, free, host_free = shelves.reckon(row, width, height, device, text_bits=text_bits)
-        roomy = wants.choose(free, host_free) == "whole"
-    if accept_licence:
-        licences.accept(shelf.licences, shelves.drawing(row, tiny=decoder == "tiny"))
-    return shelves.serving(
-        shelf,
-        row,
-        width,
-        height,
-        text_device=device if roomy else "cpu",
-        tiny=decoder == "tiny",
+    setup = Setup(
+        width=width,
+        height=height,
+        cpu=device == "cpu",
+        bits=bits,
         text_bits=text_bits,
+        tiny=_is_tiny(decoder),
+        loras=tuple(path.stat().st_size for path in loras if path.is_file()),
+        workers=workers,
     )
+    if row.layout == "wan":
+        setup = choose(row, setup, shelves.room(device)).setup
+    shelf = _shelf(*folders)
+    if accept_licence:
+        licences.accept(shelf.licences, shelves.drawing(row, tiny=setup.tiny))
+    return shelves.serving(shelf, row, setup, text_device="cpu" if setup.text_on_cpu else device)
 
 
 def told_licence(model: Path | WanModel | None) -> str | None:
@@ -312,10 +331,16 @@ def _print(facts: dict[str, str]) -> None:
     out.print(table, highlight=False)
 
 
-def _text_bits(bits: int | None) -> int | None:
+def _bits(bits: int | None) -> int | None:
     if bits in (None, 8, 16):
         return bits
-    raise AppError("setting_invalid", f"Weights of {bits} bits are not known.", "Choose --text-bits 16 or 8.")
+    raise AppError("setting_invalid", f"Weights of {bits} bits are not known.", "Choose 16 or 8.")
+
+
+def _is_tiny(decoder: str) -> bool:
+    if decoder in ("tiny", "full"):
+        return decoder == "tiny"
+    raise AppError("setting_invalid", f"There is no decoder {decoder!r}.", "Choose tiny or full.")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     model: Path | None = Field(None, description="a model folder; none: the embedded pocket student")
     size: str | None = Field(None, description="of the picture, as 832x480; only for models that know many")
     decoder: Literal["tiny", "full"] = Field("tiny", description="codec of Wan models: quick, or exact")
+    bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of a Wan student's layers: 16 or 8")
     text_bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of Wan's text encoder's weights: 16 or 8")
     lora: Annotated[tuple[Path, ...], NoDecode] = Field((), description="files of low-rank weights, with commas")
     lora_strength: float = Field(1.0, ge=0, le=4, description="how strongly the first of them is worn")

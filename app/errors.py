@@ -1,5 +1,6 @@
 """Errors that a person can act on, and what all three rooms' errors have in common."""
 
+import re
 from typing import Any
 
 from pipeline.errors import PipelineError
@@ -20,7 +21,11 @@ class AppError(Exception):
 
 
 class WorkerLostError(Exception):
-    """The worker process ended, or stopped answering, before it replied."""
+    """The worker process ended, or stopped answering, before it replied. told: why, if a person can act on it."""
+
+    def __init__(self, reason: str, told: AppError | None = None) -> None:
+        super().__init__(reason)
+        self.told = told
 
 
 SPOKEN = (AppError, PipelineError, WireError)
@@ -35,6 +40,32 @@ DENSE_ONLY = AppError(
     "This model cannot hold tiles of its picture: all of each chunk is computed.",
     "Choose a width and height that are multiples of 32, or another model.",
 )
+
+
+_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")
+_FREE = re.compile(r"capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
+_USED = re.compile(r"this process has ([\d.]+ \w+) memory in use")
+
+
+def memory_short(error: BaseException) -> AppError | None:
+    """What torch or Python say when memory runs out, for a person; None: the error is another one."""
+    text = str(error)
+    # By its name, since torch is not imported everywhere; for a CPU, or a driver that does not start, it has no class.
+    known = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if not known and not any(sign in text for sign in ("DefaultCPUAllocator", "CUDA error: out of memory")):
+        return None
+    facts = []
+    if asked := _ASKED.search(text):
+        facts.append(f"{asked[1]} more were asked for")
+    if free := _FREE.search(text):
+        facts.append(f"{free[2]} of {free[1]} are free")
+    if used := _USED.search(text):
+        facts.append(f"this process uses {used[1]}")
+    return AppError(
+        "memory_short",
+        "Memory ran out" + (f": {', '.join(facts)}." if facts else "."),
+        "Choose a smaller model or picture, fewer workers, or 8 bits for a model on Wan; or end what else is running.",
+    )
 
 
 def error_message(error: AppError | PipelineError | WireError, *, fatal: bool = False) -> dict[str, Any]:

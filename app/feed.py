@@ -137,7 +137,7 @@ class Feed:
                 self._give_back(order, index)
                 losses += 1
                 if losses >= LOSSES_LIMIT:
-                    raise AppError(
+                    raise error.told or AppError(
                         "worker_failed",
                         f"The generator stopped {losses} times without making a picture.",
                         "Try another prompt; the server's log says more.",

@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 
 from app import licences
-from app.errors import AppError
+from app.errors import AppError, memory_short
 from pipeline.config import WanModel
 from pipeline.downloads import WAN_TEXT, WAN_TINY, WAN_VAE, Download
 from pipeline.errors import ran_full
-from pipeline.memory import Plan, amount, plan
+from pipeline.memory import Room, Setup, amount
 from pipeline.models import BASES, Family
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -75,7 +75,7 @@ def whole(row: Download) -> tuple[Download, ...]:
 
 
 def drawing(row: Family, *, tiny: bool) -> tuple[Download, ...]:
-    """A family on Wan and the parts that draw with it. tiny: decode by the tiny decoder."""
+    """A family on Wan and the parts that draw with it. tiny: by the tiny encoder and decoder."""
     return (row, WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else []))
 
 
@@ -232,14 +232,11 @@ def verify(folder: Path) -> None:
 def serving(
     shelf: Shelf,
     row: Family,
-    width: int,
-    height: int,
+    setup: Setup,
     *,
     text_device: str,
-    tiny: bool,
-    text_bits: int = 16,
 ) -> WanModel:
-    """What the engine loads for a converted family. tiny: by the tiny encoder and decoder.
+    """What the engine loads for a converted family.
 
     Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`, `licence_not_accepted`.
     """
@@ -252,22 +249,23 @@ def serving(
             f"Run `stillstream models convert {row.name}`" + ("." if shelf.is_pulled(row) else ", after a pull."),
         )
     folders: dict[str, Path] = {}
-    needed = drawing(row, tiny=tiny)
+    needed = drawing(row, tiny=setup.tiny)
     for part in needed[1:]:
         if not shelf.is_pulled(part):
             raise _not_pulled(shelf, part)
         folders |= {name.split("/")[0]: path for name, path in shelf.pulled(part).items()}
     licences.require(shelf.licences, needed)
     return WanModel(
-        config=row.config(width, height),
+        config=row.config(setup.width, setup.height),
         transformer=shelf.converted(row),
         text_encoder=folders["text_encoder"].parent,
         tokenizer=folders["tokenizer"].parent,
         vae=folders["vae"].parent,
-        tiny=folders[WAN_TINY.files[0]] if tiny else None,
+        tiny=folders[WAN_TINY.files[0]] if setup.tiny else None,
         prompts=shelf.prompts,
         text_device=text_device,
-        text_bits=text_bits,
+        text_bits=setup.text_bits,
+        bits=setup.bits,
     )
 
 
@@ -295,20 +293,19 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def reckon(row: Family, width: int, height: int, device: str, *, text_bits: int = 16) -> tuple[Plan, int, int | None]:
-    """What a stream of a family would want, and how much is free: on the device, and in the machine if it has its own.
+def room(device: str) -> Room:
+    """How much memory is free: on the device, and in the machine if it has its own.
 
-    Raises PipelineError (`size_invalid`), AppError (`device_unusable`).
+    Raises AppError (`device_unusable`).
     """
     host_free = psutil.virtual_memory().available
     if device == "cpu":
-        return plan(row, width, height, number_bytes=4, text_bits=text_bits), host_free, None
+        return Room(host_free)
     import torch
 
     try:
-        free = torch.cuda.mem_get_info(device)[0]
+        return Room(torch.cuda.mem_get_info(device)[0], host_free)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise AppError(
+        raise memory_short(error) or AppError(
             "device_unusable", f"This machine cannot compute on {device!r}.", "Choose cpu, or run the doctor."
         ) from error
-    return plan(row, width, height, text_bits=text_bits), free, host_free

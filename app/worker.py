@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from app.errors import SPOKEN, AppError
+from app.errors import SPOKEN, AppError, memory_short
 from app.mailbox import Failed, Made, Order, Ready
 from app.stopwatch import Stopwatch
 from pipeline.chunk import Chunk, Controls
@@ -79,7 +79,7 @@ class LoadEngine:
         try:
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise AppError(
+            raise memory_short(error) or AppError(
                 "device_unusable", f"This machine cannot compute on {self.device!r}.", "Choose cpu, or run the doctor."
             ) from error
         engine = Engine.load(
@@ -196,7 +196,7 @@ def _open_or_reset(engine: EngineLike, state: Any, order: Order) -> Any:
 def _failed(error: Exception) -> Failed:
     if isinstance(error, SPOKEN):
         return Failed(error)
-    spoken = AppError(
+    spoken = memory_short(error) or AppError(
         "internal_error", f"The generator stopped: {type(error).__name__}.", "The server's log says more."
     )
     return Failed(spoken, "".join(traceback.format_exception(error)))

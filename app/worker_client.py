@@ -109,7 +109,8 @@ class WorkerClient:
             raise reply.error
         log.error("worker failed: %s\n%s", reply.error, reply.trace)
         self._give_up(process)
-        raise WorkerLostError(str(reply.error))
+        told = reply.error if isinstance(reply.error, AppError) and reply.error.code != "internal_error" else None
+        raise WorkerLostError(str(reply.error), told)
 
     def _give_up(self, process: SpawnProcess) -> None:
         """Give it no more orders and let it end, if it has not."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from pipeline.fit import blank
-from pipeline.memory import plan
+from pipeline.memory import Setup, plan
 from pipeline.models import Family, family
 from pipeline.prompts import Prompts
 from pipeline.tiny_codec import TinyDecoder, TinyEncoder
@@ -114,7 +114,8 @@ def main() -> None:
     rows: list[tuple[str, dict[str, str]]] = []
     for name in told.family or ["self-forcing", "longlive", "streamdiffusion-v2"]:
         row = family(name)
-        reckoned = f"{plan(row, width, height).lean / 1e9:.1f} GB"
+        setup = Setup(width=width, height=height, tiny=told.decoder == "tiny", text_on_cpu=True)
+        reckoned = f"{plan(row, setup).device / 1e9:.1f} GB"
         rows.append((name, measure(row, width, height, told.decoder, told.chunks) | {"reckoned": reckoned}))
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"\n{card}, torch {torch.__version__}, {told.size}, {told.chunks} chunks, {told.decoder} decoder, bfloat16\n")

@@ -215,7 +215,8 @@ class WanModel:
     """Where the parts of a Wan model lie; it pickles.
 
     tiny: the file of the tiny codec; None is the autoencoder. prompts: a folder for what the text encoder made.
-    text_device, text_bits: where it computes, and in which precision, 16 or 8.
+    text_device, text_bits: where it computes, and in which precision, 16 or 8. bits: 8 holds the student's layers in
+    bytes, 16 in the precision that the device computes in.
     """
 
     config: ModelConfig
@@ -227,6 +228,7 @@ class WanModel:
     prompts: Path | None = None
     text_device: str = "cpu"
     text_bits: int = 16
+    bits: int = 16
 
 
 def load_config(path: Path) -> ModelConfig:

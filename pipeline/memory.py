@@ -1,14 +1,15 @@
 """How much memory a model wants, reckoned from its row before anything is loaded. Arithmetic; measures nothing.
 
-Weights and the past are exact. What a pass and the decoder need on top is an estimate, since it hangs on the kernels.
+Weights and what a stream remembers are exact. What a pass and the decoder need on top is an estimate, since it hangs on
+the kernels. What a driver and torch themselves take is not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, Family, TextWeights
+from pipeline.models import BASES, TINY_DECODER, Family, TextWeights
 
 SCALE_BYTES = 4
 """Of a row of 8-bit weights."""
@@ -27,6 +28,16 @@ def parameters(shape: StudentConfig) -> int:
     return shape.num_layers * layer + time + text + ends
 
 
+def student_bytes(shape: StudentConfig, number_bytes: int, bits: int) -> int:
+    """A transformer's room; bits: 8 holds the linear layers of its blocks in bytes, 16 all of it in number_bytes."""
+    if bits == 16:
+        return number_bytes * parameters(shape)
+    dim = shape.num_attention_heads * shape.attention_head_dim
+    layers = shape.num_layers * (8 * dim * dim + 2 * dim * shape.ffn_dim)
+    rows = shape.num_layers * (9 * dim + shape.ffn_dim)
+    return number_bytes * (parameters(shape) - layers) + layers + SCALE_BYTES * rows
+
+
 def text_bytes(text: TextWeights, bits: int) -> int:
     """A text encoder's room; bits: of its layers' weights, 16 or 8."""
     if bits == 16:
@@ -34,56 +45,100 @@ def text_bytes(text: TextWeights, bits: int) -> int:
     return 2 * text.tables + text.layers + SCALE_BYTES * text.rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What memory hangs on beside a model's row. width, height: in pixels.
+
+    cpu: the device is the CPU, which computes in single precision. bits, text_bits: of the layers of the student and of
+    Wan's text encoder. tiny: decode by the tiny decoder. loras: bytes of each file of low-rank weights. workers:
+    processes, each with a model of its own.
+    """
+
+    width: int
+    height: int
+    cpu: bool = False
+    bits: int = 16
+    text_bits: int = 16
+    text_on_cpu: bool = False
+    tiny: bool = False
+    loras: tuple[int, ...] = ()
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are free: of the device; and of the machine, unless that is the device."""
+
+    free: int
+    host_free: int | None = None
+
+    def __str__(self) -> str:
+        if self.host_free is None:
+            return f"{amount(self.free)} are free"
+        return f"{amount(self.free)} are free on the GPU and {amount(self.host_free)} in the machine"
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by what they are for, of one stream at one size."""
+    """Bytes of one worker by what they are for, with one stream at one size."""
 
-    title: str
+    setup: Setup
     student: int
     past: int
+    """What a stream remembers: keys and values, regions, what the codec saw last."""
     work: int
     """An estimate."""
-    beside: int
-    """Text encoder and codec."""
+    codec: int
+    text: int
+    reading: int = 0
+    """What the text encoder copies while it computes on a CPU."""
+    loras: int = 0
+    """Low-rank weights that are worn, at most: files store a number in two bytes or more."""
+    lora_files: int = 0
+    """All that can be worn, in the machine's memory."""
 
     @property
-    def whole(self) -> int:
-        """With everything on the device."""
-        return self.student + self.past + self.work + self.beside
+    def device(self) -> int:
+        """Bytes on the device, of all workers."""
+        held = self.student + self.loras + self.past + self.work + self.codec
+        if self.setup.cpu:
+            held += self.text + self.reading + self.lora_files
+        elif not self.setup.text_on_cpu:
+            held += self.text
+        return self.setup.workers * held
 
     @property
-    def lean(self) -> int:
-        """With the text encoder and the codec in the machine's memory instead."""
-        return self.student + self.past + self.work
+    def host(self) -> int:
+        """Bytes in the machine's memory, of all workers; 0 where that is the device."""
+        if self.setup.cpu:
+            return 0
+        return self.setup.workers * (self.lora_files + self.setup.text_on_cpu * (self.text + self.reading))
 
-    def choose(self, free: int, host_free: int | None) -> str:
-        """`whole` or `lean`: what fits. free: of the device; host_free: of the machine, unless that is the device.
+    @property
+    def title(self) -> str:
+        """Where things are, and in which flags the bits are asked for."""
+        where = "all on the CPU" if self.setup.cpu else "all on the GPU"
+        return ", ".join(filter(None, ("text encoder on the CPU" if self.setup.text_on_cpu else where, self.flags)))
 
-        Raises PipelineError (`memory_short`).
-        """
-        if self.whole <= free:
-            return "whole"
-        if host_free is not None and self.lean <= free and self.beside <= host_free:
-            return "lean"
-        wants, has = f"{self.title} wants {amount(self.whole)}", f"{amount(free)} are free"
-        if host_free is not None:
-            wants += f", or {amount(self.lean)} with the {amount(self.beside)} of text encoder and codec in the machine"
-            has += f" on the device and {amount(host_free)} in the machine"
-        raise PipelineError(
-            "memory_short",
-            f"{wants}; {has}.",
-            "Choose a smaller model or picture, --text-bits 8 with a model on Wan, or end what else is running.",
-        )
+    @property
+    def flags(self) -> str:
+        asked = (("--bits 8", self.setup.bits), ("--text-bits 8", self.setup.text_bits))
+        return " ".join(flag for flag, bits in asked if bits == 8)
+
+    @property
+    def wants(self) -> str:
+        return amount(self.device) + (f" and {amount(self.host)} in the machine" if self.host else "")
+
+    def fits(self, room: Room) -> bool:
+        return self.device <= room.free and self.host <= (room.host_free or 0)
 
 
-def plan(row: Family, width: int, height: int, number_bytes: int = 2, text_bits: int = 16) -> Plan:
-    """What one stream of a family wants at a size in pixels. number_bytes: 2 in bfloat16, 4 in single precision.
-
-    text_bits: of the weights of Wan's text encoder, which has a precision of its own.
+def plan(row: Family, setup: Setup) -> Plan:
+    """What one stream of a family wants.
 
     Raises PipelineError (`size_invalid`).
     """
-    base, shape = BASES[row.base], row.shape
+    base, shape, width, height = BASES[row.base], row.shape, setup.width, setup.height
     cell = base.stride * shape.patch_size[1]
     if width < cell or height < cell or width % cell or height % cell:
         raise PipelineError(
@@ -91,20 +146,65 @@ def plan(row: Family, width: int, height: int, number_bytes: int = 2, text_bits:
             f"{width}x{height} does not divide into the {cell}x{cell} pixels of a token.",
             f"Choose multiples of {cell}, such as {max(1, width // cell) * cell}x{max(1, height // cell) * cell}.",
         )
+    number_bytes = 4 if setup.cpu or row.layout == "pocket" else 2
     dim = shape.num_attention_heads * shape.attention_head_dim
-    tokens = (width // cell) * (height // cell)
-    frames = tokens * (row.sink + row.window)
-    past = 2 * shape.num_layers * (frames + PROMPT_PLACES) * dim
+    tokens, pixels = (width // cell) * (height // cell), width * height
+    frames = tokens * (row.sink + row.window) + PROMPT_PLACES
+    if setup.cpu:  # keeps them rotated too, with room for the chunk itself
+        frames += tokens * row.attends
+    if row.carry == "same_step":  # those of every pass, and of one more for a strength between levels
+        frames += tokens * row.chunk * (row.sampler.most_steps + 1)
+    decoder = TINY_DECODER if setup.tiny and row.layout == "wan" else base.codec
+    seen = int((base.codec.encoder + decoder.decoder) * pixels)
     # A layer's widest moment: normed tokens, queries, keys of all it looks at, the hidden layer; then the decoder's
     # last stage, which is four pictures of 96 channels.
     layer = tokens * row.chunk * (shape.ffn_dim + 8 * dim) + 2 * tokens * row.attends * dim
-    decoder = 3 * 96 * 4 * width * height
+    layer += dim * shape.ffn_dim * (setup.bits == 8)
     return Plan(
-        row.title,
-        number_bytes * parameters(shape),
-        number_bytes * past,
-        number_bytes * max(layer, decoder),
-        number_bytes * base.codec + text_bytes(base.text, text_bits),
+        setup,
+        student=student_bytes(shape, number_bytes, setup.bits),
+        past=number_bytes * (2 * shape.num_layers * frames * dim + seen),
+        work=number_bytes * max(layer, 3 * 96 * 4 * pixels),
+        codec=number_bytes * (base.codec.weights + (decoder.weights if decoder is TINY_DECODER else 0)),
+        text=text_bytes(base.text, setup.text_bits),
+        reading=4 * base.text.widest,
+        loras=max(setup.loras, default=0) * number_bytes // 2,
+        lora_files=sum(setup.loras),
+    )
+
+
+def ways(row: Family, setup: Setup) -> list[Plan]:
+    """How a model can be placed, the quickest first: with the bits that are asked for, and then with fewer.
+
+    Raises PipelineError (`size_invalid`).
+    """
+    if row.layout == "pocket":
+        return [plan(row, replace(setup, bits=16, text_bits=16))]
+    precisions = dict.fromkeys(((setup.bits, setup.text_bits), (setup.bits, 8), (8, 8)))
+    return [
+        plan(row, replace(setup, bits=bits, text_bits=text_bits, text_on_cpu=on_cpu))
+        for bits, text_bits in precisions
+        for on_cpu in ((False,) if setup.cpu else (False, True))
+    ]
+
+
+def choose(row: Family, setup: Setup, room: Room) -> Plan:
+    """The first way that fits with the bits that are asked for.
+
+    Raises PipelineError (`memory_short`, `size_invalid`).
+    """
+    plans = ways(row, setup)
+    fitting = [each for each in plans if each.fits(room)]
+    if fitting and fitting[0].flags == plans[0].flags:
+        return fitting[0]
+    told = "; ".join(f"{each.title}: {each.wants}{', fits' if each.fits(room) else ''}" for each in plans)
+    remedy = "Choose a smaller model or picture, or end what else is running."
+    if setup.workers > 1:
+        remedy = f"Choose fewer workers than {setup.workers}, or a smaller model or picture."
+    raise PipelineError(
+        "memory_short",
+        f"{row.title} does not fit: {room}, it wants {told}.",
+        f"Add {fitting[0].flags}, which fits." if fitting else remedy,
     )
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError
 
 @dataclass(frozen=True)
 class TextWeights:
-    """Of a text encoder that is kept as the hub has it, in two bytes a number."""
+    """Of a text encoder, which is held in two bytes a number, whatever the hub has."""
 
     tables: int = 0
     """Embeddings, norms and biases."""
@@ -31,6 +31,17 @@ class TextWeights:
     """Of linear layers, which can be kept in a byte each."""
     rows: int = 0
     """Of those layers; each has a scale of its own then."""
+    widest: int = 0
+    """Of the largest layer, which a CPU copies in single precision while it runs."""
+
+
+@dataclass(frozen=True)
+class CodecWeights:
+    """Of an autoencoder, and what it remembers of a stream, in numbers to a pixel of the picture."""
+
+    weights: int
+    encoder: float = 0
+    decoder: float = 0
 
 
 @dataclass(frozen=True)
@@ -43,15 +54,16 @@ class Base:
     """Of the latents that it draws."""
     stride: int
     """Pixels to a latent cell, along each side."""
-    codec: int
-    """Its weights; with them those of a text encoder that is none of `text`."""
+    codec: CodecWeights
+    """With the weights of a text encoder that is none of `text`."""
     text: TextWeights = TextWeights()
     parts: tuple[Download, ...] = ()
     """Where those are to be had."""
 
 
-_UMT5_XXL = TextWeights(tables=1_050_398_720, layers=4_630_511_616, rows=983_040)
-_WAN_VAE = 126_892_531
+_UMT5_XXL = TextWeights(tables=1_050_398_720, layers=4_630_511_616, rows=983_040, widest=125_833_216)
+_WAN_VAE = CodecWeights(126_892_531, encoder=1404, decoder=2364.5)
+TINY_DECODER = CodecWeights(9_844_611, decoder=84)
 
 WAN_SMALL = StudentConfig(
     num_attention_heads=12,
@@ -77,7 +89,7 @@ BASES = {
         StudentConfig(in_channels=60, out_channels=33, position_channels=12, control_channels=16),
         32,
         16,
-        5_087_009,
+        CodecWeights(5_087_009),
     ),
     "wan-1.3b": Base("Wan 2.1 1.3B", WAN_SMALL, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),
     "wan-14b": Base("Wan 2.1 14B", WAN_LARGE, 16, 8, _WAN_VAE, _UMT5_XXL, PARTS),
@@ -124,6 +136,8 @@ class Family(Download):
     """Whether the window is written again after each chunk, by itself and with its oldest frame encoded anew."""
     past_weight: float = 1.0
     """How much a remembered frame, but for the sink, or the oldest where there is none, weighs in attention."""
+    carry: Literal["same_step", "clean"] = "clean"
+    """Which keys stand for a held region. Those of every pass would be more than the past itself of a Wan."""
     transition: Transition = "cut"
     """How a new prompt comes in unless the viewer says otherwise."""
     motion_aware: bool = False
@@ -173,8 +187,7 @@ class Family(Download):
             examples=WAN_EXAMPLES,
             transition=self.transition,
             motion_aware=self.motion_aware,
-            # Keys of every pass would be more than the past itself.
-            regions=RegionConfig(carry="clean"),
+            regions=RegionConfig(carry=self.carry),
             student=base.shape,
             codec=codec,
             sampler=self.sampler,
@@ -203,6 +216,7 @@ FAMILIES = (
         attends=8,
         sink=2,
         positions="window",
+        carry="same_step",
         remark="Draws the procedural world only.",
     ),
     Family(

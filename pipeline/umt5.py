@@ -1,7 +1,8 @@
 """Wan's text encoder, UMT5-XXL: a folder of the hub -> prompts as Wan's transformers were trained on them.
 
 The network is transformers' `UMT5EncoderModel`, the tokens are those of the folder's tokenizer.json. Weights have to
-match to the last name. Knows no streams and keeps nothing of what it read; `pipeline.prompts` does.
+match to the last name. They are held in bfloat16, or in bytes, whatever the file has; a CPU computes in single
+precision, one layer at a time. Knows no streams and keeps nothing of what it read; `pipeline.prompts` does.
 """
 
 import hashlib
@@ -15,30 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.errors import PipelineError
 from pipeline.fit import difference
+from pipeline.narrow import Single, fill
 
 PLACES = 512
 """Tokens of a prompt, in Wan's training; longer ones are cut."""
-_TABLES = ("shared.weight", "encoder.embed_tokens.weight")  # one and the same; a file has either or both
+_TABLE, _TABLE_TOO = "shared.weight", "encoder.embed_tokens.weight"  # one and the same; a file has either or both
 _HASHED_BYTES = 1 << 20
-
-
-class EightBitLinear(nn.Module):
-    """A layer whose weights are bytes with a scale for each row: half of bfloat16's room, at a small loss."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        self.register_buffer("weight", (weight.float() / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale[:, 0])
-        self.weight: Tensor
-        self.scale: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
 
 
 class Umt5:
@@ -52,7 +38,10 @@ class Umt5:
         """The embedding of what is written, (tokens, dim), on the CPU; Wan pads it with zeros to PLACES."""
         # Alone and without padding: under its mask, padding changes nothing and only takes time.
         ids = torch.tensor([self.tokenizer.encode(cleaned(prompt)).ids], device=self.device)
-        return self.network(input_ids=ids).last_hidden_state[0].cpu()
+        words = self.network.get_submodule("shared")(ids)
+        if self.device.type == "cpu":
+            words = words.float()
+        return self.network(inputs_embeds=words).last_hidden_state[0].cpu()
 
 
 def cleaned(prompt: str) -> str:
@@ -62,7 +51,7 @@ def cleaned(prompt: str) -> str:
 
 def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int = 16, places: int = PLACES) -> Umt5:
     """From the folders text_encoder and tokenizer of a Wan repo in diffusers' layout; bits: of the layers' weights, 16
-    or 8. places: tokens at which a prompt is cut.
+    (bfloat16) or 8. places: tokens at which a prompt is cut. One shard of the files is mapped at a time.
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `text_encoder_mismatch`.
     """
@@ -86,29 +75,21 @@ def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int =
     words.enable_truncation(places)
     with torch.device("meta"):
         network = UMT5EncoderModel(UMT5Config.from_dict(told)).eval().requires_grad_(False)
-    wanted = network.state_dict()
-    values = dict(_weights(folder))
-    for one, other in (_TABLES, _TABLES[::-1]):
-        if one in values:
-            values.setdefault(other, values[one])
-    if differs := difference(values, wanted):
+    del network.encoder.embed_tokens  # `shared` again; `Umt5` looks words up there
+    if differs := difference(dict(_weights(folder)), network.state_dict()):  # mapped, not read
         raise _mismatch(folder, differs)
-    dtype = torch.float32 if device == "cpu" and values[_TABLES[0]].dtype == torch.float32 else torch.bfloat16
-    for name, layer in [*network.named_modules()] if bits == 8 else []:
-        if type(layer) is nn.Linear:
-            parent, _, last = name.rpartition(".")
-            setattr(network.get_submodule(parent), last, EightBitLinear(values.pop(f"{name}.weight")))
-    # Copied, since what a file is mapped to is read again from the disk when memory is short.
-    copies = {name: values.pop(name).to(dtype, copy=True) for name in list(values) if name != _TABLES[1]}
-    copies[_TABLES[1]] = copies[_TABLES[0]]
-    network.load_state_dict(copies, assign=True, strict=bits != 8)
+    fill(network, _weights(folder), torch.bfloat16, bits=bits, device=device)
+    if torch.device(device).type == "cpu":
+        for block in network.encoder.block:
+            block.layer = nn.ModuleList(Single(layer) for layer in block.layer)
+        network.encoder.final_layer_norm = Single(network.encoder.final_layer_norm)
     return Umt5(network.to(device), words, device)
 
 
 def fingerprint(folder: Path, tokenizer: Path, bits: int) -> str:
     """What embeddings hang on: changes with the encoder's or the tokenizer's files.
 
-    Of large files sizes and both ends are looked at, since reading 11 GB takes a minute.
+    Of large files sizes and both ends are looked at, since reading 22.7 GB takes its time.
     """
     hashed = hashlib.sha256(f"{bits} bits, {PLACES} places".encode())
     for path in [*sorted(folder.iterdir()), tokenizer / "tokenizer.json"]:
@@ -129,7 +110,8 @@ def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         if not (folder / name).is_file():
             raise _missing(folder / name)
         try:
-            yield from load_file(folder / name).items()
+            for key, value in load_file(folder / name).items():
+                yield _TABLE if key == _TABLE_TOO else key, value
         except (SafetensorError, OSError) as error:
             raise PipelineError(
                 "weights_damaged",

@@ -98,5 +98,5 @@ def load_wan(model: WanModel, device: str) -> tuple[ModelConfig, WanPair, Prompt
     reader = load_umt5(model.text_encoder, model.tokenizer, device=model.text_device, bits=model.text_bits)
     key = fingerprint(model.text_encoder, model.tokenizer, model.text_bits)
     text = Prompts(reader.read, PLACES, key=key, folder=model.prompts)
-    student = load_transformer(model.transformer, model.config.student, dtype)
+    student = load_transformer(model.transformer, model.config.student, dtype, bits=model.bits, device=device)
     return model.config, pair, text, student.eval().requires_grad_(False)

@@ -19,6 +19,7 @@ from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.fit import blank, difference
+from pipeline.narrow import fill
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 
@@ -112,8 +113,10 @@ def read_transformer_shape(folder: Path) -> dict[str, Any]:
     return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
 
 
-def load_transformer(folder: Path, config: StudentConfig, dtype: torch.dtype = torch.float32) -> Student:
-    """A student with the weights of a folder in diffusers' layout.
+def load_transformer(
+    folder: Path, config: StudentConfig, dtype: torch.dtype = torch.float32, *, bits: int = 16, device: str = "cpu"
+) -> Student:
+    """A student with the weights of a folder in diffusers' layout. bits: 8 holds those of its layers in bytes.
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `weights_mismatch`.
     """
@@ -134,9 +137,8 @@ def load_transformer(folder: Path, config: StudentConfig, dtype: torch.dtype = t
     student = blank(config)
     if told := difference(values, student.model.state_dict()):
         raise _not_ours(folder, told)
-    # Copied, since what a file is mapped to lies askew in memory, which changes the last bits of what is reckoned.
-    copies = {name: values.pop(name).to(dtype, copy=True) for name in list(values)}
-    student.model.load_state_dict(copies, assign=True)
+    weights = ((name, values.pop(name)) for name in list(values))
+    fill(student.model, weights, dtype, bits=bits, inside="blocks.", device=device)
     return student
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import WorkerLostError
+from app.errors import AppError, WorkerLostError
 from app.mailbox import Made, Order
 from app.worker import Trace
 from pipeline.chunk import Chunk, Controls
@@ -62,7 +62,10 @@ class FakeState:
 
 
 class FakeEngine:
-    """Prompts `refuse`, `crash`, `die` and `hang` do what they say; the last two as if from outside, mid-chunk."""
+    """Prompts `refuse`, `crash`, `die` and `hang` do what they say; the last two as if from outside, mid-chunk.
+
+    `memory` is more than a GPU has.
+    """
 
     config = CONFIG
     text = FakeText()
@@ -84,6 +87,8 @@ class FakeEngine:
             raise PipelineError("prompt_refused", "The prompt 'refuse' cannot be drawn.", "Try another.")
         if controls.prompt == "crash":
             raise RuntimeError("out of memory")
+        if controls.prompt == "memory":
+            run_out()
         if controls.prompt == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if controls.prompt == "hang":
@@ -93,6 +98,24 @@ class FakeEngine:
             chunk = paint(controls, state.index, source_THWC)
         state.index += 1
         return chunk
+
+
+CUDA_FULL = (
+    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.62 MiB is "
+    "free. Including non-PyTorch memory, this process has 70.94 GiB memory in use. Of the allocated memory 70.00 GiB "
+    "is allocated by PyTorch, and 512.00 MiB is reserved by PyTorch but unallocated."
+)
+
+
+def run_out() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError(CUDA_FULL)
+
+
+def load_too_much(trace: Trace) -> FakeEngine:
+    run_out()
+    return FakeEngine(trace)
 
 
 def load_fake(trace: Trace) -> FakeEngine:
@@ -269,12 +292,12 @@ class FakeWorker:
         self._reply.set_result(None)
         await settle()
 
-    async def die(self) -> None:
+    async def die(self, told: AppError | None = None) -> None:
         await settle()
         self.alive.clear()
         self.dead.set()
         assert self._reply is not None
-        self._reply.set_exception(WorkerLostError("killed"))
+        self._reply.set_exception(WorkerLostError("killed", told))
         await settle()
 
     async def come_back(self) -> None:

@@ -14,8 +14,8 @@ from app.errors import AppError
 from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.memory import plan
-from pipeline.models import BASES, FAMILIES, TextWeights, family
+from pipeline.memory import Setup, plan, ways
+from pipeline.models import BASES, FAMILIES, CodecWeights, TextWeights, family
 from pipeline.student import Student
 from tests.app.hub import cached
 from tests.app.test_shelf import BYTES, tiny
@@ -69,14 +69,31 @@ def test_info_tells_source_licence_memory_and_what_is_not_verified() -> None:
     for part in ("zhuhz22/Causal-Forcing", "1,419 million", "512x512", "1000, 500", "first chunk 4", "read it first"):
         assert part in text
     assert "not verified licence" in text
-    assert "fits now yes" in said("info", "pocket")
-    assert "no. Krea Realtime 14B wants" in said("info", "krea-realtime", "--size", "4096x4096")
+    assert "fits now yes, all on the CPU" in said("info", "pocket")
+    assert "fits now no. Choose a smaller model" in said("info", "krea-realtime", "--size", "4096x4096")
 
 
-def test_info_reckons_with_the_bits_of_the_text_encoder() -> None:
-    assert "text encoder and codec 11.9 GB" in said("info", "longlive")
-    assert "text encoder and codec 7.2 GB" in said("info", "longlive", "--text-bits", "8")
+def test_info_reckons_with_bits_decoder_and_workers() -> None:
+    assert "student 5.7 GB" in said("info", "longlive") and "text encoder 11.4 GB" in said("info", "longlive")
+    small = said("info", "longlive", "--text-bits", "8", "--bits", "8", "--decoder", "full")
+    assert "student 1.5 GB" in small and "text encoder 6.7 GB" in small and "decoder full" in small
+    setup = Setup(width=832, height=480, cpu=True, tiny=True, workers=3)
+    assert plan(family("longlive"), setup).wants in said("info", "longlive", "--workers", "3")
     assert code("info", "longlive", "--text-bits", "4") == "setting_invalid"
+    assert code("info", "longlive", "--bits", "4") == "setting_invalid"
+    assert code("info", "longlive", "--decoder", "best") == "setting_invalid"
+
+
+def test_info_tells_of_every_way_what_it_takes_and_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = ways(family("longlive"), Setup(width=832, height=480, tiny=True))
+    free, host_free = plans[2].device, plans[3].host
+    monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=host_free))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 2 * free))
+    text = said("info", "longlive", "--device", "cuda")
+    assert "fits now no. Add --text-bits 8, which fits." in text
+    for index, each in enumerate(plans):
+        assert f"{each.title}: {each.wants}, {'too much' if index < 2 else 'fits'}" in text
+    assert "fits now yes, all on the GPU" in said("info", "longlive", "--device", "cuda", "--text-bits", "8")
 
 
 def test_info_and_verify_take_a_folder_of_your_own(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +174,28 @@ def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> N
 def test_a_model_that_fits_only_with_an_8_bit_text_encoder_is_refused_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    free = plan(family("longlive"), 832, 480, number_bytes=4).whole - 10**9
+    free = plan(family("longlive"), Setup(width=832, height=480, cpu=True, tiny=True)).device - 10**9
     monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
     with pytest.raises(PipelineError) as refused:
         named(Path("longlive"), "cpu")
     assert refused.value.code == "memory_short"
+    assert refused.value.remedy == "Add --text-bits 8, which fits."
     with pytest.raises(AppError) as fits:
         named(Path("longlive"), "cpu", text_bits=8)
     assert fits.value.code == "model_not_converted"
+
+
+def test_workers_and_low_rank_weights_count(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = folders / "style.safetensors"
+    lora.write_bytes(bytes(1000))
+    free = plan(family("longlive"), Setup(width=832, height=480, cpu=True, tiny=True)).device
+    monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    with pytest.raises(AppError):
+        named(Path("longlive"), "cpu")
+    for loras, workers in (([lora], 1), ([], 2)):
+        with pytest.raises(PipelineError) as refused:
+            named(Path("longlive"), "cpu", loras=loras, workers=workers)
+        assert refused.value.code == "memory_short"
 
 
 def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +207,7 @@ def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest
         named(Path("streamdiffusion-v2-14b"), "cpu")
     assert refused.value.code == "memory_short"
     tiny(family("longlive"), monkeypatch)
-    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], codec=0, text=TextWeights()))
+    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], codec=CodecWeights(0), text=TextWeights()))
     with pytest.raises(AppError) as not_yet:
         named(Path("longlive"), "cpu")
     assert not_yet.value.code == "model_not_converted"

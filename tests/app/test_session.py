@@ -235,6 +235,15 @@ async def test_a_prompt_that_ends_the_worker_again_and_again_ends_the_session(li
     assert live.page.states[-1] == "closed"
 
 
+async def test_memory_that_runs_out_again_and_again_is_told_as_that(live: Scene) -> None:
+    for _ in range(3):
+        await live.worker.die(AppError("memory_short", "Memory ran out.", "Choose a smaller picture."))
+        await live.worker.come_back()
+
+    assert live.page.codes == ["memory_short"]
+    assert live.page.of("error")[-1]["fatal"]
+
+
 async def test_strength_and_structure_reach_the_next_chunk_and_stay(live: Scene) -> None:
     await live.say("controls", id=1, strength=0.9, structure=0.4)
     await live.say("controls", id=2, structure=0.5)

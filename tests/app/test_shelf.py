@@ -1,7 +1,6 @@
 """Models are fetched whole or not at all, checked by their hashes, converted, and taken away without harm to others."""
 
 import errno
-import json
 import random
 import shutil
 from collections import namedtuple
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from os import strerror
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from app.errors import AppError
 from app.shelf import Shelf
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
+from pipeline.memory import Room
 from pipeline.models import BASES, Family, family
 from pipeline.student import Student
 from tests.app.hub import COMMIT, cached, serving
@@ -221,8 +222,23 @@ def test_a_pull_that_was_interrupted_is_not_taken_for_whole(shelf: Shelf) -> Non
     assert (folder / "snapshots" / COMMIT).is_dir()
 
 
-def test_memory_is_reckoned_in_single_precision_on_a_cpu(shelf: Shelf) -> None:
-    wants, free, host_free = shelves.reckon(ROW, 832, 480, "cpu")
-    assert wants.student == 4 * 1_418_996_800
-    assert free > 0 and host_free is None
-    assert json.dumps(wants.whole)
+def test_a_cpu_has_the_machines_memory_and_a_gpu_its_own_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def told(device: str) -> tuple[int, int]:
+        asked.append(device)
+        return 20 * 10**9, 80 * 10**9
+
+    monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=64 * 10**9))
+    monkeypatch.setattr("torch.cuda.mem_get_info", told)
+    assert shelves.room("cpu") == Room(64 * 10**9)
+    assert shelves.room("cuda:1") == Room(20 * 10**9, 64 * 10**9)
+    assert asked == ["cuda:1"]
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(device: str) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: invalid device ordinal")
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", fails)
+    refusal(lambda: shelves.room("cuda:7"), "device_unusable")

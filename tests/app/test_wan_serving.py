@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from pipeline.config import WanModel
 from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, family
+from pipeline.memory import Setup, plan
+from pipeline.models import BASES, TextWeights, family
 from tests.app.hub import cached, serving
 from tests.app.tiny_wan import ROW, repos, shrink_table, tiny_codec
 from tests.pipeline.published import peft_lora
@@ -75,8 +77,8 @@ def test_a_family_goes_from_the_hub_to_a_clip(shelf: Shelf, tmp_path: Path) -> N
         assert (model.tiny is not None) == (decoder == "tiny")
         assert model.config.pictures(0) == 9
         out = tmp_path / f"{decoder}.mp4"
-        unknown = generate(LoadEngine(model, "cpu", 1), Controls("a red ball"), 1.0, out)
-        assert unknown == ()
+        written = generate(LoadEngine(model, "cpu", 1), Controls("a red ball"), 1.0, out)
+        assert written.unknown_words == ()
         assert len(list(read_clip(out, 16, 64, 32))) == 16
     assert len(list(shelf.prompts.rglob("*.safetensors"))) == 1  # read once for both
 
@@ -93,7 +95,7 @@ def test_serving_asks_for_the_yes_of_a_student_that_was_converted_before_and_tel
     assert row.title in asked.message and WAN_TINY.title in asked.message
     assert told_licence(chosen(shelf, name=row.name)) == (
         "Licence: LongLive 1 (CC-BY-NC-SA-4.0: not for commercial use); "
-        "The tiny decoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
+        "The tiny decoder and encoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
     )
     assert "tiny" not in (told_licence(chosen(shelf, name=row.name, decoder="full", accept=False)) or "")
     assert told_licence(None) is None
@@ -132,8 +134,34 @@ def test_the_command_asks_for_a_yes_keeps_it_and_tells_the_licence(shelf: Shelf,
     assert (drawn.returncode, drawn.stdout) == (0, f"Wrote {clip}\n"), drawn.stderr
     assert drawn.stderr.splitlines()[0] == (
         "Licence: Self-Forcing (DMD) (Apache-2.0); "
-        "The tiny decoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
+        "The tiny decoder and encoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
     )
+
+
+def test_the_text_encoder_gives_way_where_the_gpu_is_too_small_for_all(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for repo, files in repos().items():
+        cached(shelf.hub, repo, files)
+    shelves.convert(shelf, ROW, half=False)
+    monkeypatch.setitem(BASES, "wan-1.3b", replace(BASES["wan-1.3b"], text=TextWeights(layers=1000)))
+    whole = plan(ROW, Setup(width=64, height=32, tiny=True)).device
+    for free, place in ((whole, "cuda"), (whole - 1, "cpu")):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, whole))
+        model = named(Path(ROW.name), "cuda", size="64x32", accept_licence=True, folders=(shelf.hub, shelf.models))
+        assert isinstance(model, WanModel) and model.text_device == place
+
+
+def test_a_student_and_a_text_encoder_in_eight_bits_draw_a_clip(shelf: Shelf, tmp_path: Path) -> None:
+    for repo, files in repos().items():
+        cached(shelf.hub, repo, files)
+    shelves.convert(shelf, ROW, half=True)
+    model = named(
+        Path(ROW.name), "cpu", size="64x32", bits=8, text_bits=8, accept_licence=True, folders=(shelf.hub, shelf.models)
+    )
+    assert isinstance(model, WanModel) and (model.bits, model.text_bits) == (8, 8)
+    generate(LoadEngine(model, "cpu", 1), Controls("a red ball"), 1.0, tmp_path / "small.mp4")
+    assert len(list(read_clip(tmp_path / "small.mp4", 16, 64, 32))) == 16
 
 
 def test_a_clip_may_begin_with_a_picture_and_follow_a_video(shelf: Shelf, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from app.worker import default_threads, quota_cores
 from app.worker_client import Health, WorkerClient
 from pipeline.chunk import Controls
 from pipeline.errors import PipelineError
-from tests.app.fakes import LoadWhile, load_damaged, load_fake, load_pid_environment
+from tests.app.fakes import LoadWhile, load_damaged, load_fake, load_pid_environment, load_too_much
 
 RED = Order(Controls("a red ball"), fresh=True)
 
@@ -149,6 +149,29 @@ async def test_damaged_weights_are_told_to_whoever_starts_the_worker() -> None:
     await client.stop()
 
     assert damage.value.code == "weights_damaged"
+
+
+async def test_memory_that_runs_out_is_told_with_its_numbers_at_the_start_and_in_a_stream() -> None:
+    client = WorkerClient(load_too_much, threads=1)
+    with pytest.raises(AppError) as full:
+        await client.start()
+    await client.stop()
+    assert full.value.code == "memory_short"
+    assert all(number in full.value.message for number in ("1.50 GiB", "12.62 MiB", "79.11 GiB", "70.94 GiB"))
+    assert "\n" not in full.value.message and "8 bits" in full.value.remedy
+
+    client = WorkerClient(load_fake, threads=1)
+    await client.start()
+    try:
+        with pytest.raises(WorkerLostError) as lost:
+            await client.step(Order(Controls("memory")))
+        assert lost.value.told is not None and lost.value.told.code == "memory_short"
+        await _recovered(client)
+        with pytest.raises(WorkerLostError) as lost:
+            await client.step(Order(Controls("crash")))
+        assert lost.value.told is None
+    finally:
+        await client.stop()
 
 
 async def test_the_wait_policy_is_settled_before_torch_is_imported() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config import StudentConfig
 from pipeline.downloads import WAN_TEXT, WAN_TINY
-from pipeline.models import BASES, Family, TextWeights, family
+from pipeline.models import BASES, CodecWeights, Family, TextWeights, family
 
 SHAPE = StudentConfig(
     num_attention_heads=2,
@@ -29,7 +29,7 @@ Files = dict[str, bytes]
 
 def shrink_table() -> None:
     """Wan 1.3B is this from now on."""
-    BASES["wan-1.3b"] = replace(BASES["wan-1.3b"], shape=SHAPE, codec=0, text=TextWeights())
+    BASES["wan-1.3b"] = replace(BASES["wan-1.3b"], shape=SHAPE, codec=CodecWeights(0), text=TextWeights())
 
 
 def repos(row: Family = ROW) -> dict[str, Files]:

@@ -1,19 +1,28 @@
 """The reckoning of memory against the modules themselves, and its refusals."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import load_file, save_file
 
+from pipeline.config import ModelConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
-from pipeline.memory import Plan, parameters, plan, text_bytes
-from pipeline.models import BASES, FAMILIES, Family, TextWeights, family
-from pipeline.student import Student
+from pipeline.memory import Room, Setup, choose, parameters, plan, student_bytes, text_bytes, ways
+from pipeline.models import BASES, FAMILIES, TINY_DECODER, Family, TextWeights, family
+from pipeline.region_cache import RegionCache
+from pipeline.student import CachedAttention, Student
+from pipeline.tiny_codec import TinyDecoder
 from pipeline.umt5 import load_umt5
-from tests.app.tiny_wan import write_text
+from pipeline.wan_codec import WanCodec
+from pipeline.weights import load_transformer, pocket_folder, save_transformer
+from tests.app.tiny_wan import SHAPE, write_text
+
+LONG = family("longlive")
+GPU = Setup(width=832, height=480)
 
 
 @pytest.mark.parametrize(
@@ -28,10 +37,24 @@ def test_weights_are_counted_as_the_modules_have_them(base: str, billions: float
     assert names is None or len(student.state_dict()) == names
 
 
-def test_wans_autoencoder_is_counted_as_diffusers_has_it() -> None:
+def test_wans_autoencoder_and_the_tiny_decoder_are_counted_with_all_that_they_remember_of_a_stream() -> None:
     with torch.device("meta"):
-        codec = AutoencoderKLWan()
-    assert BASES["wan-14b"].codec == sum(value.numel() for value in codec.parameters())
+        vae, tiny = WanCodec(AutoencoderKLWan()), TinyDecoder()
+        pictures, latents = torch.empty(9, 3, 64, 32), torch.empty(3, 16, 8, 4)
+    full = BASES["wan-14b"].codec
+    assert full.weights == sum(value.numel() for value in vae.parameters())
+    assert TINY_DECODER.weights == sum(value.numel() for value in tiny.parameters())
+    encoder, decoder, quick = vae.remember(), vae.remember(), tiny.remember()
+    vae.encode_push(encoder, pictures)
+    vae.decode_push(decoder, latents)
+    tiny.decode_push(quick, latents)
+
+    def held(values: Iterable[object]) -> float:
+        return sum(value.numel() for value in values if isinstance(value, torch.Tensor)) / (64 * 32)
+
+    assert held(encoder.seen) == full.encoder
+    assert held(decoder.seen) == full.decoder
+    assert held(quick.before) == TINY_DECODER.decoder
 
 
 def test_wans_text_encoder_is_counted_as_transformers_has_it() -> None:
@@ -46,12 +69,12 @@ def test_wans_text_encoder_is_counted_as_transformers_has_it() -> None:
     assert text.layers == sum(weight.numel() for weight in layers)
     assert text.rows == sum(len(weight) for weight in layers)
     assert text.tables + text.layers == sum(value.numel() for value in network.parameters())
+    parts = [part for block in network.encoder.block for part in block.layer]
+    assert text.widest == max(sum(value.numel() for value in part.parameters()) for part in parts)
 
 
 def test_a_text_encoder_takes_the_room_that_is_reckoned_in_both_precisions(tmp_path: Path) -> None:
     write_text(tmp_path)
-    for path in (tmp_path / "text_encoder").glob("*.safetensors"):  # as the hub has it
-        save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path)
     room = {}
     for bits in (16, 8):
         network = load_umt5(tmp_path / "text_encoder", tmp_path / "tokenizer", bits=bits).network
@@ -62,51 +85,118 @@ def test_a_text_encoder_takes_the_room_that_is_reckoned_in_both_precisions(tmp_p
     assert {bits: text_bytes(text, bits) for bits in room} == room
 
 
-def test_eight_bits_of_the_text_encoder_make_what_is_beside_smaller_and_nothing_else() -> None:
-    row = family("longlive")
-    full, small = (plan(row, 832, 480, text_bits=bits) for bits in (16, 8))
-    assert (full.student, full.past, full.work) == (small.student, small.past, small.work)
-    assert (round(full.beside / 1e9, 1), round(small.beside / 1e9, 1)) == (11.6, 7.0)
-    assert small.choose(full.whole - 10**9, None) == "whole"
-    with pytest.raises(PipelineError) as refused:
-        full.choose(full.whole - 10**9, None)
-    assert "--text-bits 8" in refused.value.remedy
+def test_a_student_takes_the_room_that_is_reckoned_in_both_precisions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_transformer(tmp_path, Student(SHAPE))
+    for bits in (16, 8):
+        student = load_transformer(tmp_path, SHAPE, torch.bfloat16, bits=bits)
+        rope = sum(value.nbytes for value in student.model.rope.buffers())
+        held = sum(value.nbytes for value in (*student.parameters(), *student.buffers()))
+        assert student_bytes(SHAPE, 2, bits) == held - rope
 
 
-def test_the_past_is_as_large_as_the_cache_that_is_allocated() -> None:
-    row = family("longlive")
-    shape = row.shape
-    tokens = 30 * 52
-    cache = KVCache(row.cache, shape.num_layers, tokens, 12, 128, device="meta", dtype=torch.bfloat16)
+def test_eight_bits_of_the_text_encoder_make_it_smaller_and_nothing_else() -> None:
+    full, small = (plan(LONG, replace(GPU, text_bits=bits)) for bits in (16, 8))
+    assert replace(small, setup=full.setup, text=full.text) == full
+    assert (round(full.text / 1e9, 1), round(small.text / 1e9, 1)) == (11.4, 6.7)
+
+
+def test_the_past_is_as_large_as_what_a_stream_remembers() -> None:
+    shape = LONG.shape
+    tokens, pixels = 30 * 52, 832 * 480
+    cache = KVCache(LONG.cache, shape.num_layers, tokens, 12, 128, device="meta", dtype=torch.bfloat16)
     prompt = 2 * shape.num_layers * 512 * 1536 * 2
-    assert plan(row, 832, 480).past == cache.keys.nbytes + cache.values.nbytes + prompt
+    seen = 2 * (1404 + 2364.5) * pixels
+    assert plan(LONG, GPU).past == cache.keys.nbytes + cache.values.nbytes + prompt + seen
+    assert plan(LONG, replace(GPU, tiny=True)).past == plan(LONG, GPU).past - 2 * (2364.5 - 84) * pixels
+
+
+def test_a_cpu_also_keeps_the_past_rotated_with_room_for_a_chunk(config: ModelConfig, student: Student) -> None:
+    cache = KVCache.of(config)
+    cache.written = config.cache.sink + config.cache.window  # full
+    attend = CachedAttention(cache, student, config.grid, config.chunk)
+    attend.past(0)
+    rooms = sum(room.nbytes for room in attend._rooms[0])
+    frames = config.cache.sink + config.cache.window + config.chunk
+    heads = config.student.num_attention_heads * config.student.attention_head_dim
+    assert rooms == 4 * 2 * frames * config.tokens_per_frame * heads
+    single, half = (plan(LONG, replace(GPU, cpu=cpu)).past for cpu in (True, False))
+    assert single - 2 * half == 4 * 2 * 30 * LONG.attends * 30 * 52 * 1536
+
+
+def test_regions_that_keep_the_keys_of_every_pass_are_counted() -> None:
+    row = family("pocket")
+    regions = RegionCache(load_config(pocket_folder() / "config.json"))
+    kept = regions.keys.nbytes + regions.values.nbytes
+    sized = Setup(width=320, height=192)
+    assert plan(row, sized).past - plan(replace(row, carry="clean"), sized).past == kept > 0
+
+
+def test_low_rank_weights_are_held_in_the_machine_and_the_largest_is_worn_on_the_device() -> None:
+    bare, worn = plan(LONG, GPU), plan(LONG, replace(GPU, loras=(300, 100)))
+    assert (worn.device - bare.device, worn.host) == (300, 400)
+    bare, worn = plan(LONG, replace(GPU, cpu=True)), plan(LONG, replace(GPU, cpu=True, loras=(300, 100)))
+    assert (worn.device - bare.device, worn.host) == (600 + 400, 0)
+
+
+def test_each_worker_has_a_model_of_its_own() -> None:
+    one, three = (plan(LONG, replace(GPU, text_on_cpu=True, workers=workers)) for workers in (1, 3))
+    assert (three.device, three.host) == (3 * one.device, 3 * one.host)
+
+
+def test_with_the_text_encoder_on_the_cpu_the_codec_stays_on_the_gpu() -> None:
+    whole, lean = (plan(LONG, replace(GPU, text_on_cpu=on_cpu)) for on_cpu in (False, True))
+    assert whole.device - lean.device == whole.text
+    assert whole.host == 0
+    assert lean.host == lean.text + 4 * BASES[LONG.base].text.widest
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
 def test_every_family_can_be_reckoned_at_several_sizes(row: Family) -> None:
-    sizes = [plan(row, width, height) for width, height in ((320, 192), (512, 512), (832, 480), (480, 832))]
-    assert sizes[0].whole < sizes[1].whole < sizes[2].whole == sizes[3].whole
+    sizes = [
+        plan(row, Setup(width=width, height=height)).device
+        for width, height in ((320, 192), (512, 512), (832, 480), (480, 832))
+    ]
+    assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
 
 
-def test_what_fits_is_chosen_and_the_encoder_gives_way_first() -> None:
-    asked = Plan("A model", student=3, past=2, work=1, beside=10)
-    assert asked.choose(free=16, host_free=0) == "whole"
-    assert asked.choose(free=6, host_free=10) == "lean"
+def test_what_fits_is_chosen_and_the_text_encoder_gives_way_first() -> None:
+    whole, lean = ways(LONG, GPU)[:2]
+    assert choose(LONG, GPU, Room(whole.device, 0)) == whole
+    assert choose(LONG, GPU, Room(whole.device - 1, lean.host)) == lean
+    small = replace(GPU, text_bits=8)
+    assert choose(LONG, small, Room(whole.device - 10**9, 0)).setup == small
 
 
-@pytest.mark.parametrize(("free", "host_free"), [(5, 100), (6, 9)])
-def test_what_does_not_fit_is_refused_with_the_numbers(free: int, host_free: int) -> None:
-    asked = Plan("A model", student=3 * 10**9, past=2 * 10**9, work=10**9, beside=10 * 10**9)
+@pytest.mark.parametrize("cpu", [True, False])
+def test_what_does_not_fit_is_refused_with_the_numbers_of_every_way(cpu: bool) -> None:
+    setup = replace(GPU, cpu=cpu)
+    plans, room = ways(LONG, setup), Room(10**9, None if cpu else 2 * 10**9)
+    assert len(plans) == (3 if cpu else 6)
     with pytest.raises(PipelineError) as refused:
-        asked.choose(free * 10**9, host_free * 10**9)
+        choose(LONG, setup, room)
     assert refused.value.code == "memory_short"
-    for number in ("16.0 GB", "6.0 GB", "10.0 GB", f"{free}.0 GB", f"{host_free}.0 GB"):
-        assert number in refused.value.message
+    for part in ("1.0 GB", *(f"{each.title}: {each.wants}" for each in plans)):
+        assert part in refused.value.message
+    assert "fits" not in refused.value.message
+    assert refused.value.remedy.startswith("Choose a smaller model")
+
+
+def test_the_first_flags_that_would_fit_are_named() -> None:
+    plans = ways(LONG, GPU)
+    for fitting, flags in ((plans[2], "--text-bits 8"), (plans[5], "--bits 8 --text-bits 8")):
+        with pytest.raises(PipelineError) as refused:
+            choose(LONG, GPU, Room(fitting.device, fitting.host))
+        assert refused.value.remedy == f"Add {flags}, which fits."
+        assert f"{fitting.title}: {fitting.wants}, fits" in refused.value.message
+    with pytest.raises(PipelineError) as refused:
+        choose(LONG, replace(GPU, workers=4), Room(10**9, 10**9))
+    assert "fewer workers than 4" in refused.value.remedy
 
 
 @pytest.mark.parametrize(("width", "height"), [(830, 480), (832, 470), (0, 480), (832, -16), (8, 8)])
 def test_a_size_that_does_not_divide_into_tokens_is_refused_with_one_that_does(width: int, height: int) -> None:
     with pytest.raises(PipelineError) as refused:
-        plan(family("self-forcing"), width, height)
+        plan(family("self-forcing"), Setup(width=width, height=height))
     assert refused.value.code == "size_invalid"
     assert "multiples of 16" in refused.value.remedy

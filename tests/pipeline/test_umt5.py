@@ -1,6 +1,10 @@
 """Wan's text encoder reads prompts as transformers does in a padded batch, and refuses what it is not."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import PipelineError
-from pipeline.umt5 import EightBitLinear, cleaned, fingerprint, load_umt5
+from pipeline.narrow import EightBitLinear
+from pipeline.umt5 import cleaned, fingerprint, load_umt5
 from tests.app.tiny_wan import write_text
 
 PROMPT = "a red ball bounces in the park"
@@ -27,19 +32,73 @@ def refused(folder: Path) -> PipelineError:
     return error.value
 
 
-def test_a_prompt_alone_is_what_transformers_makes_of_it_in_padding(folder: Path) -> None:
+def theirs(folder: Path, ids: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """What transformers makes of tokens in a padded batch, in single precision, of weights rounded to a type."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    reader = load_umt5(folder / "text_encoder", folder / "tokenizer")
     network = UMT5EncoderModel(UMT5Config.from_dict(json.loads((folder / "text_encoder/config.json").read_text())))
-    values = {k: v for path in (folder / "text_encoder").glob("*.safetensors") for k, v in load_file(path).items()}
+    paths = (folder / "text_encoder").glob("*.safetensors")
+    values = {name: value.to(dtype).float() for path in paths for name, value in load_file(path).items()}
     network.load_state_dict(values | {"encoder.embed_tokens.weight": values["shared.weight"]})
-    ids = [*reader.tokenizer.encode(PROMPT).ids]
-    assert ids[-1] == 1  # Wan's prompts end with </s>
     padded = torch.tensor([ids + [0] * (20 - len(ids))])
     with torch.no_grad():
-        theirs = network.eval()(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state[0]
-    torch.testing.assert_close(reader.read(PROMPT), theirs[: len(ids)], atol=1e-5, rtol=1e-4)
+        return network.eval()(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state[0][: len(ids)]
+
+
+def test_a_prompt_alone_is_what_transformers_makes_of_it_in_padding(folder: Path) -> None:
+    reader = load_umt5(folder / "text_encoder", folder / "tokenizer")
+    ids = [*reader.tokenizer.encode(PROMPT).ids]
+    assert ids[-1] == 1  # Wan's prompts end with </s>
+    torch.testing.assert_close(reader.read(PROMPT), theirs(folder, ids, torch.bfloat16), atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_in_single_precision_is_held_in_half_and_reads_nearly_as_before(folder: Path) -> None:
+    stored = {value.dtype for path in folder.glob("*/*.safetensors") for value in load_file(path).values()}
+    assert stored == {torch.float32}
+    reader = load_umt5(folder / "text_encoder", folder / "tokenizer")
+    assert {value.dtype for value in reader.network.state_dict().values()} == {torch.bfloat16}
+    made = reader.read(PROMPT)
+    exact = theirs(folder, [*reader.tokenizer.encode(PROMPT).ids], torch.float32)
+    assert made.dtype == torch.float32
+    assert torch.cosine_similarity(made, exact, dim=-1).min() > 0.9999
+    assert {value.dtype for value in reader.network.state_dict().values()} == {torch.bfloat16}
+
+
+LOAD = """
+import re, sys
+from pathlib import Path
+import psutil
+from pipeline.umt5 import load_umt5
+small, large = map(Path, sys.argv[1:])
+load_umt5(small / "text_encoder", small / "tokenizer")  # imports
+before = psutil.Process().memory_info().rss
+load_umt5(large / "text_encoder", large / "tokenizer")
+# Not getrusage's peak: that one begins with what the parent held.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+print(peak * 1024 - before)
+"""
+
+
+def test_a_file_in_single_precision_is_never_whole_in_memory(folder: Path, tmp_path: Path) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    large, layers = tmp_path / "large", 8
+    shutil.copytree(folder / "tokenizer", large / "tokenizer")
+    (large / "text_encoder").mkdir()
+    told = json.loads((folder / "text_encoder/config.json").read_text()) | {"d_ff": 2**17, "num_layers": layers}
+    (large / "text_encoder/config.json").write_text(json.dumps(told))
+    with torch.device("meta"):
+        shapes = {
+            name: value.shape for name, value in UMT5EncoderModel(UMT5Config.from_dict(told)).state_dict().items()
+        }
+    for part in range(layers):
+        names = [name for name in shapes if int((re.findall(r"block\.(\d+)", name) or [0])[0]) == part]
+        save_file({name: torch.zeros(shapes[name]) for name in names}, large / f"text_encoder/model-{part}.safetensors")
+    whole = sum(path.stat().st_size for path in large.glob("*/*.safetensors"))
+    words = [sys.executable, "-c", LOAD, str(folder), str(large)]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    # Half of it is held, and one file is looked at beside.
+    assert whole / 2 <= int(ran.stdout) < 0.8 * whole
 
 
 def test_prompts_are_cleaned_as_in_training_and_long_ones_cut(folder: Path) -> None:
