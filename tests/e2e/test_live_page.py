@@ -138,7 +138,7 @@ def test_the_dial_fills_the_meter_tiles_are_tinted_and_where_it_is_painted_alone
         for column in range(4):
             page.mouse.move(box["x"] + (column + 0.5) * width, box["y"] + (row + 0.5) * height)
     page.mouse.up()
-    wait_until(lambda: "40 %" in page.inner_text("#regions-meter"), "the painted tiles alone", slow_s)
+    wait_until(lambda: "Computed: 40 %" in page.inner_text("#regions-meter"), "the painted tiles alone", slow_s)
     viewer.wait_for_frames()
     before = viewer.picture()
     assert before is not None
