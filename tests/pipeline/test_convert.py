@@ -172,6 +172,62 @@ def test_a_wrong_hash_is_told_with_both(weights: dict[str, Tensor], shape: Stude
     assert convert(source, tmp_path / "made", shape, sha256=digest(source).upper())
 
 
+def without_one(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if name != "proj_out.bias"}
+
+
+def with_one_more(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {"gan.weight": torch.zeros(1)}
+
+
+def with_one_of_another_shape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {"blocks.1.attn2.to_k.weight": torch.zeros(3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (without_one, "1 is missing (proj_out.bias)."),
+        (with_one_more, "1 is not known (gan.weight)."),
+        (with_one_of_another_shape, "1 is of another shape (blocks.1.attn2.to_k.weight: 3x4, not 24x24)."),
+    ],
+)
+@pytest.mark.parametrize("row", WAN, ids=lambda row: row.name)
+def test_one_wrong_weight_in_a_familys_own_file_is_named(
+    row: Family,
+    spoil: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    told: str,
+    weights: dict[str, Tensor],
+    shape: StudentConfig,
+    tmp_path: Path,
+) -> None:
+    source = publish(row, spoil(weights), tmp_path)
+    refused = partial(convert, source, tmp_path / "made", shape, entry=row.weights)
+    error = refusal(refused, "checkpoint_mismatch")
+    assert error.message == f"{source} does not fit: {told}"
+    assert error.remedy == "Name the family that it belongs to, or fetch the file of this one."
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("row", WAN, ids=lambda row: row.name)
+def test_a_familys_file_on_the_other_base_is_told_by_that_bases_name(
+    row: Family, shape: StudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {"wan-1.3b": shape, "wan-14b": replace(shape, num_attention_heads=3, num_layers=3)}
+    for name, small in shapes.items():
+        monkeypatch.setitem(BASES, name, replace(BASES[name], shape=small))
+    other = next(name for name in shapes if name != row.base)
+    source = publish(row, dict(Student(shapes[other]).model.state_dict()), tmp_path)
+    refused = partial(convert, source, tmp_path / "made", row.shape, entry=row.weights)
+    error = refusal(refused, "checkpoint_mismatch")
+    assert error.message.endswith(f" It looks like {BASES[other].title}.")
+    # The larger has a layer that the smaller does not know, or that is missed; and all else has another size.
+    assert ("missing (blocks.2." in error.message) is (row.base == "wan-14b")
+    assert ("not known (blocks.2." in error.message) is (row.base == "wan-1.3b")
+    assert "of another shape (" in error.message
+    assert not (tmp_path / "made").exists()
+
+
 def test_what_differs_is_told_in_one_sentence(weights: dict[str, Tensor], shape: StudentConfig, tmp_path: Path) -> None:
     own = own_layout(weights, "model.")
     del own["model.head.head.bias"]
