@@ -152,6 +152,7 @@ def pull(
     """Fetch a model's files from the hub, with progress, and check their hashes.
 
     With a student on Wan come the text encoder, the autoencoder and the tiny one, which all such students share.
+    Whole files are not fetched again; one that was not finished begins anew with the next pull.
     """
     row, shelf = download(name), _shelf(hub_cache, models_folder)
     if accept_licence:

@@ -6,8 +6,10 @@ one folder a family. Imports torch only to convert. Knows no command line and no
 
 import errno
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -98,7 +100,7 @@ def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | 
 
 def _fetch(shelf: Shelf, row: Download, repo: str, endpoint: str | None) -> None:
     # Half a second that no other command should wait for.
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
         listed = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True).siblings or []
@@ -113,11 +115,26 @@ def _fetch(shelf: Shelf, row: Download, repo: str, endpoint: str | None) -> None
         free = shutil.disk_usage(shelf.hub).free
         if free < wanted:
             raise _disk_full(shelf.hub, f"{amount(wanted)} are to be fetched, {amount(free)} are free")
-        snapshot_download(repo, cache_dir=shelf.hub, allow_patterns=list(row.files), endpoint=endpoint)
+        with _quiet("huggingface_hub"):
+            # One after the other and in this thread: the hub's own way to fetch many lets Ctrl-C wait for whole files.
+            for name in sizes:
+                hf_hub_download(repo, name, cache_dir=shelf.hub, endpoint=endpoint)
     except AppError:
         raise
     except Exception as error:  # there is no end to what a connection that breaks off raises
         raise _told(error, shelf, row) from error
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Its warnings stay away from the terminal, where a sentence of ours says what there is to say."""
+    log = logging.getLogger(library)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _told(error: Exception, shelf: Shelf, row: Download) -> AppError:
@@ -143,8 +160,8 @@ def _told(error: Exception, shelf: Shelf, row: Download) -> AppError:
     why = f"it answered {error.response.status_code}" if isinstance(error, HfHubHTTPError) else "no connection"
     return AppError(
         "hub_unreachable",
-        f"The hub cannot be reached, or broke off: {why}. Nothing half-fetched was kept.",
-        "Try again later, or use --offline with what was fetched before.",
+        f"The hub cannot be reached, or broke off: {why}. Whole files stay, an unfinished one was not kept.",
+        "Pull again later, or use --offline with what was fetched before.",
     )
 
 

@@ -4,8 +4,8 @@ import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -37,8 +37,19 @@ def cached(hub: Path, repo: str, files: dict[str, bytes]) -> Path:
 
 
 @contextmanager
-def serving(repos: dict[str, dict[str, bytes]], *, breaks_off: bool = False, gated: bool = False) -> Iterator[str]:
-    """The address of a hub with these repos. breaks_off: each file's first answer ends in its middle."""
+def serving(
+    repos: dict[str, dict[str, bytes]],
+    *,
+    breaks_off: bool = False,
+    gated: bool = False,
+    asked: list[tuple[str, str]] | None = None,
+    halfway: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """The address of a hub with these repos. breaks_off: each file's first answer ends in its middle.
+
+    asked: is told each file that is fetched, and from where on, as the Range header has it. halfway: is called in the
+    middle of each.
+    """
     answered: set[str] = set()
 
     class Hub(BaseHTTPRequestHandler):
@@ -78,22 +89,37 @@ def serving(repos: dict[str, dict[str, bytes]], *, breaks_off: bool = False, gat
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(content)}"', "Accept-Ranges": "bytes"}
             if start:
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            if asked is not None and self.command == "GET":
+                asked.append((name, self.headers.get("Range", "")))
             torn = breaks_off and self.command == "GET" and name not in answered
             answered.add(name if self.command == "GET" else "")
-            self._say(206 if start else 200, content[start:], headers, torn=torn)
+            self._say(206 if start else 200, content[start:], headers, torn=torn, halfway=halfway)
 
-        def _say(self, status: int, body: bytes, headers: dict[str, str], *, torn: bool = False) -> None:
+        def _say(
+            self,
+            status: int,
+            body: bytes,
+            headers: dict[str, str],
+            *,
+            torn: bool = False,
+            halfway: Callable[[], None] = lambda: None,
+        ) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[: len(body) // 2] if torn else body)
+            if self.command != "GET":
+                return
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            halfway()
             if torn:
-                self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
+            else:
+                with suppress(ConnectionError):  # whoever asked may have gone
+                    self.wfile.write(body[len(body) // 2 :])
 
         def log_message(self, *words: object) -> None:
             pass

@@ -1,10 +1,15 @@
 """Models are fetched whole or not at all, checked by their hashes, converted, and taken away without harm to others."""
 
 import errno
+import logging
+import os
 import random
 import shutil
+import signal
+import threading
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from os import strerror
 from pathlib import Path
@@ -30,6 +35,8 @@ ROW = family("self-forcing")
 BYTES = random.Random(3).randbytes(30_000)
 REPO = {"checkpoints/self_forcing_dmd.pt": BYTES, "checkpoints/ode_init.pt": BYTES[:5000], "README.md": b"A card."}
 
+HUB = {ROW.repo or "": REPO}
+
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
@@ -51,7 +58,7 @@ def leftovers(shelf: Shelf) -> list[Path]:
 
 def test_a_pull_fetches_what_the_row_names_and_nothing_else(shelf: Shelf) -> None:
     assert not shelf.is_pulled(ROW)
-    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+    with serving(HUB) as endpoint:
         paths = shelves.pull(shelf, ROW, endpoint=endpoint)
     assert [path.read_bytes() for path in paths] == [BYTES]
     assert shelf.is_pulled(ROW)
@@ -60,10 +67,61 @@ def test_a_pull_fetches_what_the_row_names_and_nothing_else(shelf: Shelf) -> Non
     assert leftovers(shelf) == []
 
 
-def test_a_connection_that_breaks_off_goes_on_where_it_was(shelf: Shelf) -> None:
-    with serving({"gdhe17/Self-Forcing": REPO}, breaks_off=True) as endpoint:
+def test_a_connection_that_breaks_off_goes_on_behind_the_last_whole_piece_and_the_hubs_own_lines_stay_away(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)  # 10 MiB
+    asked: list[tuple[str, str]] = []
+    with heard("huggingface_hub") as lines, serving(HUB, breaks_off=True, asked=asked) as endpoint:
         (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
     assert path.read_bytes() == BYTES
+    assert len(BYTES) // 2 // 4096 == 3
+    assert asked == [(ROW.files[0], ""), (ROW.files[0], f"bytes={3 * 4096}-")]
+    assert lines == []
+
+
+@contextmanager
+def heard(library: str) -> Iterator[list[str]]:
+    """What a library says at its own loudness."""
+    lines: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(library).addHandler(listener)
+    try:
+        yield lines
+    finally:
+        logging.getLogger(library).removeHandler(listener)
+
+
+def test_a_second_pull_fetches_what_was_not_finished_from_its_start_and_whole_files_not_again(shelf: Shelf) -> None:
+    row, asked = family("longlive"), list[tuple[str, str]]()
+    small, large = {"models/lora.pt": BYTES[:9000]}, {"models/longlive_base.pt": BYTES}
+    licences.accept(shelf.licences, [row])
+    with serving({row.repo or "": small | large}, asked=asked) as endpoint:
+        with no_file_larger_than(20_000):
+            refusal(lambda: shelves.pull(shelf, row, endpoint=endpoint), "disk_full")
+        assert list(shelf.pulled(row)) == list(small)
+        asked.clear()
+        assert len(shelves.pull(shelf, row, endpoint=endpoint)) == 2
+        assert asked == [("models/longlive_base.pt", "")]
+        asked.clear()
+        assert len(shelves.pull(shelf, row, endpoint=endpoint)) == 2
+        assert asked == []
+
+
+def test_a_pull_that_is_interrupted_ends_at_once_and_leaves_nothing_half_fetched(shelf: Shelf) -> None:
+    gone = threading.Event()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        gone.wait(10)  # whoever waits for the file gets all of it then
+
+    with serving(HUB, halfway=interrupt) as endpoint:
+        with pytest.raises(KeyboardInterrupt):
+            shelves.pull(shelf, ROW, endpoint=endpoint)
+        gone.set()
+    assert not shelf.is_pulled(ROW)
+    assert leftovers(shelf) == []
 
 
 def test_no_network_a_repo_that_is_gone_and_one_behind_a_gate_have_their_own_answers(shelf: Shelf) -> None:
@@ -73,7 +131,7 @@ def test_no_network_a_repo_that_is_gone_and_one_behind_a_gate_have_their_own_ans
     refusal(lambda: pull("http://127.0.0.1:9"), "hub_unreachable")
     with serving({}) as endpoint:
         refusal(lambda: pull(endpoint), "hub_missing")
-    with serving({"gdhe17/Self-Forcing": REPO}, gated=True) as endpoint:
+    with serving(HUB, gated=True) as endpoint:
         refusal(lambda: pull(endpoint), "hub_refused")
     with serving({"gdhe17/Self-Forcing": {"README.md": b"moved"}}) as endpoint:
         assert "self_forcing_dmd.pt" in refusal(lambda: pull(endpoint), "hub_missing").message
@@ -85,14 +143,14 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
 ) -> None:
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+    with serving(HUB) as endpoint:
         refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
     assert not shelf.is_pulled(ROW)
     assert leftovers(shelf) == []
 
 
 def test_a_disk_that_runs_full_in_the_middle_is_told_and_nothing_half_written_stays(shelf: Shelf) -> None:
-    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+    with serving(HUB) as endpoint:
         with no_file_larger_than(len(BYTES) - 10_000):
             error = refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
         assert "ran full" in error.message and "connection" not in error.message
@@ -110,14 +168,14 @@ def test_a_full_disk_is_known_by_its_number_where_the_hubs_fast_transfer_tells_i
     def transfer(*_: object, **__: object) -> None:
         raise RuntimeError("the fetch failed") from RuntimeError(f"IO Error: {strerror(number)} (os error {number})")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", transfer)
-    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", transfer)
+    with serving(HUB) as endpoint:
         refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), code)
 
 
 def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_is_away(shelf: Shelf) -> None:
     shelf.hub.write_text("in the way")
-    with serving({"gdhe17/Self-Forcing": REPO}) as endpoint:
+    with serving(HUB) as endpoint:
         refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "out_unwritable")
 
 
