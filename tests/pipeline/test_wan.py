@@ -84,6 +84,33 @@ def pictures(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def test_cross_attention_keys_are_made_once_for_a_prompt_and_for_no_chunk_or_pass_of_their_own(engine: Engine) -> None:
+    blocks, made = engine.student.model.blocks, list[int]()
+    layers = [layer for block in blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
+    hooks = [layer.register_forward_hook(lambda *_: made.append(1)) for layer in layers]
+    blue = replace(RED, prompt="a blue ball")
+    engine.text.embed(blue.prompt)  # so that no chunk is drawn under the words before
+    state = engine.open(7)
+
+    def made_by(*controls: Controls) -> list[float]:
+        counts = []
+        for each in controls:
+            made.clear()
+            engine.step(state, each)
+            counts.append(len(made) / len(layers))
+        return counts
+
+    assert made_by(RED, RED, RED) == [1, 0, 0]
+    assert made_by(blue, replace(blue, strength=0.5), blue) == [1, 0, 0]
+    assert made_by(RED, RED) == [1, 0], "a stream keeps those of one prompt"
+    assert made_by(*[replace(blue, transition="glide", glide_chunks=2)] * 3) == [1, 1, 0]
+    assert made_by(*[replace(RED, transition="recache")] * 2) == [1, 0]
+    engine.reset(state, 8)
+    assert made_by(RED, RED) == [1, 0]
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("which", ["full", "tiny"])
 def test_the_first_chunk_has_fewer_pictures_and_the_stream_is_the_whole_decoded_at_once(
     config: ModelConfig, pairs: dict[str, WanPair], student: Student, which: str
