@@ -5,11 +5,13 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+import torch
+from torch import Tensor
 
 from pipeline.config import StudentConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.models import BASES, FAMILIES, Family, family
-from pipeline.sampler import levels
+from pipeline.sampler import denoise, levels
 from pipeline.weights import pocket_folder
 
 WAN = [row for row in FAMILIES if row.layout == "wan"]
@@ -49,13 +51,54 @@ def test_the_pocket_row_is_what_the_embedded_model_says_of_itself() -> None:
     assert (row.sampler.steps, row.sampler.shift) == (config.sampler.steps, config.sampler.shift)
 
 
-def test_the_usual_schedule_is_that_of_self_forcing() -> None:
-    assert levels(family("self-forcing").sampler) == pytest.approx([1, 0.9375, 0.8333333, 0.625])
-    assert levels(family("causal-forcing-2step").sampler) == pytest.approx([1, 0.8333333])
+# By hand, from each row's own configuration: positions 1000, 750, 500, 250, which a shift of 5 moves to
+# 5p / (1 + 4p), as 3.75 / 4 and 2.5 / 3; StreamDiffusionV2 takes 700, 500, 400, 200 as they stand.
+FOUR = (1000, 937.5, 833.333333, 625)
+TIMESTEPS = {
+    "self-forcing": (FOUR, FOUR),
+    "causal-forcing": (FOUR, FOUR),
+    "causal-forcing-frame": (FOUR, FOUR),
+    "causal-forcing-2step": (FOUR, (1000, 833.333333)),
+    "causal-forcing-1step": (FOUR, (1000,)),
+    "longlive": (FOUR, FOUR),
+    "reward-forcing": (FOUR, FOUR),
+    "krea-realtime": (FOUR, FOUR),
+    "streamdiffusion-v2": ((700, 500, 400, 200), (700, 500, 400, 200)),
+    "streamdiffusion-v2-14b": ((700, 500, 400, 200), (700, 500, 400, 200)),
+}
+"""Of a stream's first chunk, and of any other."""
+
+# What each pass is given where the passes' noise is 1, -1, 2 and 0.5, the student says a flow of 1 each time, and a
+# video to draw over is 0.4 throughout; and what comes out at the end. noisy = (1 - sigma) clean + sigma noise, and
+# clean = noisy - sigma: of four passes from pure noise 1 -> 0, -0.9375 -> -1.875, -1.875 / 6 + 2 / 1.2 -> ...
+NOISE, OVER = (1.0, -1.0, 2.0, 0.5), 0.4
+RENOISED = {
+    FOUR: ((1, -0.9375, 1.354166667, 0.5078125), -0.1171875),
+    (1000, 833.333333): ((1, -0.833333333), -1.666666667),
+    (1000,): ((1,), 0),
+    (700, 500, 400, 200): ((0.82, -0.44, 0.236, -0.0312), -0.2312),
+}
 
 
-def test_a_schedule_that_is_not_shifted_is_taken_as_it_stands() -> None:
-    assert levels(family("streamdiffusion-v2").sampler) == pytest.approx([0.7, 0.5, 0.4, 0.2])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("row", WAN, ids=lambda row: row.name)
+def test_a_rows_timesteps_and_what_is_noised_again_between_them_are_those_written_out(row: Family, first: bool) -> None:
+    timesteps = TIMESTEPS[row.name][0 if first else 1]
+    told: list[float] = []
+    given: list[float] = []
+
+    def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
+        told.append(1000 * sigma)
+        given.append(noisy.item())
+        return torch.ones(1, dtype=torch.float64)
+
+    source = None if timesteps[0] == 1000 else torch.full((1,), OVER, dtype=torch.float64)
+    sigmas = levels(row.sampler, first=first)
+    clean = denoise(student, lambda step: torch.full((1,), NOISE[step], dtype=torch.float64), sigmas, source)
+    noisy, end = RENOISED[timesteps]
+    assert told == pytest.approx(timesteps)
+    assert given == pytest.approx(noisy)
+    assert clean.item() == pytest.approx(end)
 
 
 def test_the_sink_of_reward_forcing_moves_and_no_other_does() -> None:
