@@ -1,4 +1,4 @@
-"""Forty chunks through the cache against a list that forgets nothing, for both ways to count positions."""
+"""Forty chunks through the cache against a list that forgets nothing, for both ways to count and to store positions."""
 
 from dataclasses import replace
 from typing import Literal
@@ -30,7 +30,7 @@ class Everything:
         numbers = past + list(range(now, now + chunk))
         if cache.positions == "window":
             return numbers, list(range(len(numbers)))
-        over = max(0, now + chunk - TABLE)
+        over = max(0, now + chunk - self.config.student.rope_max_seq_len)
         return numbers, [number if number < cache.sink else number - over for number in numbers]
 
     def read(self, number: int, layer: int) -> tuple[Tensor, Tensor]:
@@ -67,6 +67,44 @@ class Everything:
             self.frames.append({layer: (k[:, part], v[:, part]) for layer, (k, v) in self.own.items()})
 
 
+class RotatedOnce(Everything):
+    """The published way to store, as Self-Forcing has it: a key is rotated when it is made, by its frame's place in the
+    stream, and stays so. It ends where the table does."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        now, chunk = len(self.frames), self.config.chunk
+        row = self.student.rope_rows(list(range(now, now + chunk)), self.config.grid)
+        self.own[layer] = (rotate(k, row), v)
+        past = [self.frames[number][layer] for number in self.places(chunk)[0] if number < now]
+        keys, values = zip(*past, self.own[layer], strict=True)
+        return attention(rotate(q, row), torch.cat(keys, 1), torch.cat(values, 1))
+
+
+def compare(config: ModelConfig, cache_config: CacheConfig, chunk: int, table: int, *kinds: type[Everything]) -> None:
+    """Forty chunks, each drawn and written, through the cache and through each of the references."""
+    shape = replace(config.student, in_channels=4, control_channels=0, rope_max_seq_len=table)
+    config = replace(config, student=shape, chunk=chunk, cache=cache_config)
+    torch.manual_seed(0)
+    student = Student(shape).eval().requires_grad_(False)
+    stir(student, 0.2)
+    generator = torch.Generator().manual_seed(1)
+    text = student.text_kv(torch.randn(1, 6, shape.text_dim, generator=generator))
+    cache, references = KVCache.of(config), [kind(student, config) for kind in kinds]
+    for index in range(CHUNKS):
+        latents = torch.randn(1, chunk, 4, *config.latent_size, generator=generator)
+        attend = CachedAttention(cache, student, config.grid, chunk)
+        ours = student.predict(latents, 0.7, text, attend)
+        for naive in references:
+            theirs, told = student.predict(latents, 0.7, text, naive), f"chunk {index}, {type(naive).__name__}"
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5, msg=told)
+        attend.writing = True
+        student.predict(latents, 0.0, text, attend)
+        cache.commit(chunk)
+        for naive in references:
+            student.predict(latents, 0.0, text, naive)
+            naive.commit()
+
+
 @pytest.mark.parametrize("positions", ["window", "stream"])
 @pytest.mark.parametrize(
     ("sink", "window", "chunk", "keeps"),
@@ -75,26 +113,16 @@ class Everything:
 def test_forty_chunks_equal_a_list_that_forgets_nothing(
     config: ModelConfig, positions: Literal["window", "stream"], sink: int, window: int, chunk: int, keeps: float
 ) -> None:
-    shape = replace(config.student, in_channels=4, control_channels=0, rope_max_seq_len=TABLE)
-    cache_config = CacheConfig(sink=sink, window=window, positions=positions, sink_keeps=keeps)
-    config = replace(config, student=shape, chunk=chunk, cache=cache_config)
-    torch.manual_seed(0)
-    student = Student(shape).eval().requires_grad_(False)
-    stir(student, 0.2)
-    generator = torch.Generator().manual_seed(1)
-    text = student.text_kv(torch.randn(1, 6, shape.text_dim, generator=generator))
-    cache, naive = KVCache.of(config), Everything(student, config)
-    for index in range(CHUNKS):
-        latents = torch.randn(1, chunk, 4, *config.latent_size, generator=generator)
-        attend = CachedAttention(cache, student, config.grid, chunk)
-        ours = student.predict(latents, 0.7, text, attend)
-        theirs = student.predict(latents, 0.7, text, naive)
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5, msg=f"chunk {index}")
-        attend.writing = True
-        student.predict(latents, 0.0, text, attend)
-        student.predict(latents, 0.0, text, naive)
-        cache.commit(chunk)
-        naive.commit()
+    cache = CacheConfig(sink=sink, window=window, positions=positions, sink_keeps=keeps)
+    compare(config, cache, chunk, TABLE, Everything)
+
+
+@pytest.mark.parametrize(("sink", "window", "chunk"), [(3, 6, 3), (0, 5, 1), (2, 3, 2)])
+def test_below_the_end_of_the_table_keys_that_were_rotated_once_and_keys_rotated_at_each_look_draw_the_same(
+    config: ModelConfig, sink: int, window: int, chunk: int
+) -> None:
+    cache = CacheConfig(sink=sink, window=window, positions="stream")
+    compare(config, cache, chunk, CHUNKS * chunk, Everything, RotatedOnce)
 
 
 def test_the_two_ways_differ_only_once_there_is_a_gap_behind_the_sink() -> None:
