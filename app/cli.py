@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import AcceptLicence, Bits, Folders, TextBits, models, named, told_licence
+from app.cli_models import AcceptLicence, Bits, Folders, Like, TextBits, models, named, told_licence
 from app.config import Settings
 from app.errors import SPOKEN, AppError, memory_short
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
@@ -35,7 +35,7 @@ app.add_typer(models)
 out = Console()
 err = Console(stderr=True)
 
-Model = Annotated[Path | None, typer.Option(help="A model folder, or a name of `models list`; by default pocket.")]
+Model = Annotated[Path | None, typer.Option(help="A folder, or a name of `models list`; by default pocket.")]
 Size = Annotated[str | None, typer.Option(help="Of the picture, for models that know many sizes; 832x480.")]
 Lora = Annotated[
     list[Path] | None, typer.Option(help="Low-rank weights to wear, a file; may be repeated, the first is worn.")
@@ -63,6 +63,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
     model: Model = None,
+    like: Like = None,
     size: Size = None,
     decoder: Annotated[str | None, typer.Option(help="Codec of a Wan model: tiny (quick), or full.")] = None,
     bits: Bits = None,
@@ -80,6 +81,7 @@ def serve(
         host=host,
         port=port,
         model=model,
+        like=like,
         size=size,
         decoder=decoder,
         bits=bits,
@@ -95,6 +97,7 @@ def serve(
     chosen = named(
         settings.model,
         settings.device,
+        like=settings.like,
         size=settings.size,
         decoder=settings.decoder,
         bits=settings.bits,
@@ -148,6 +151,7 @@ def generate(
     ] = 0.0,
     latents: Annotated[Path | None, typer.Option(help="Also keep the latents, as .safetensors.")] = None,
     model: Model = None,
+    like: Like = None,
     size: Size = None,
     decoder: Annotated[str, typer.Option(help="Codec of a Wan model: full (exact), or tiny.")] = "full",
     bits: Bits = None,
@@ -168,6 +172,7 @@ def generate(
     drawn_by = named(
         model,
         device,
+        like=like,
         size=size,
         decoder=decoder,
         bits=bits or 16,
@@ -336,7 +341,7 @@ def evaluate(
     from app.evaluate import evaluate as run
     from pipeline.training.settings import read_budget
 
-    chosen_model = named(model, "cpu")
+    chosen_model = named(model, "cpu", folders=_folders())
     if isinstance(chosen_model, WanModel):
         raise AppError(
             "setting_invalid", "What is measured is the pocket's world.", "Name a folder of your own training."
@@ -365,15 +370,22 @@ def doctor(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     model: Model = None,
+    like: Like = None,
 ) -> None:
     """Tell what this machine can do and what is missing."""
     calm_openmp(default_threads())
     from app.doctor import MISSING, examine
 
+    try:
+        chosen: Path | WanModel | None = named(model, "cpu", like=like, folders=_folders())
+    except SPOKEN:
+        if model is None or not model.is_dir():
+            raise
+        chosen = model  # what is wrong with a folder is a finding
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     missing = 0
     table = Table.grid(padding=(0, 2))
-    for finding in examine(named(model, "cpu", folders=_folders()), host, port):
+    for finding in examine(chosen, host, port):
         missing += finding.level == MISSING
         colour = colours[finding.level]
         remedy = f" {finding.remedy}" if finding.remedy else ""

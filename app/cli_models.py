@@ -14,16 +14,18 @@ from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
-from pipeline.config import WanModel
+from pipeline.config import StudentConfig, WanModel, load_config
 from pipeline.downloads import PARTS
 from pipeline.errors import PipelineError
+from pipeline.layout import RULE, read_transformer_shape, transformer_in
 from pipeline.memory import Setup, amount, choose, parameters, ways
-from pipeline.models import BASES, FAMILIES, Family, download, family
+from pipeline.models import BASES, FAMILIES, WAN_SIZE, Family, download, family
+from pipeline.own import Own, own, own_name, rule_of
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
 out = Console()
 
-WAN_SIZE, POCKET_SIZE = (832, 480), (320, 192)
+POCKET_SIZE = (320, 192)
 
 Name = Annotated[str, typer.Argument(help="A model of `stillstream models list`.")]
 NameOrFolder = Annotated[str, typer.Argument(help="A model of `stillstream models list`, or a folder of your own.")]
@@ -44,6 +46,9 @@ TextBits = Annotated[
 AcceptLicence = Annotated[
     bool, typer.Option("--accept-licence", help="I have read the licence and keep to it. Remembered.")
 ]
+Like = Annotated[
+    str | None, typer.Option(help="The family that a student of your own is run as, where its folder does not say.")
+]
 Models = Annotated[
     Path | None,
     typer.Option(
@@ -54,27 +59,29 @@ Models = Annotated[
 
 @models.command(name="list")
 def list_(hub_cache: HubCache = None, models_folder: Models = None) -> None:
-    """All families that Stillstream knows."""
+    """All families that Stillstream knows, and the folders of your own that stand beside them."""
     shelf = _shelf(hub_cache, models_folder)
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "weights", "steps", "chunk", "sink + window", "commercial use", "here"):
         table.add_column(heading, no_wrap=heading == "name")
     for row in FAMILIES:
         here = "embedded" if row.layout == "pocket" else "pulled" if shelf.is_pulled(row) else ""
-        table.add_row(
-            row.name,
-            f"{parameters(row.shape) / 1e9:.2f} B" if row.repo else f"{parameters(row.shape) / 1e6:.1f} M",
-            "any" if row.any_steps else str(len(row.steps)),
-            str(row.chunk),
-            f"{row.sink} + {row.window}",
-            {True: "yes", False: "no", None: "not stated"}[row.commercial],
-            "converted" if shelf.is_converted(row) else here,
-        )
+        use = {True: "yes", False: "no", None: "not stated"}[row.commercial]
+        table.add_row(*_sizes(row), use, "converted" if shelf.is_converted(row) else here)
+    for name, folder in shelf.own.items():
+        try:
+            row = own(folder)
+            table.add_row(*_sizes(row), row.licence, row.source)
+        except PipelineError as error:  # `info` says more
+            table.add_row(name, "", "", "", "", "", error.code)
     out.print(table, highlight=False)
     parts = ", ".join(f"{part.name} ({'here' if shelf.is_pulled(part) else 'not here'})" for part in PARTS)
     out.print(f"\nBeside every student on Wan: {parts}.", highlight=False)
     out.print(
-        "\n`stillstream models info NAME` says more. A student of your own is named by its folder.", highlight=False
+        f"\n`stillstream models info NAME` says more. Students of your own stand in {shelf.models}, or are named by "
+        "their folder.",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -87,16 +94,17 @@ def info(
     text_bits: TextBits = None,
     decoder: Annotated[str, typer.Option(help="Of a Wan model: tiny, or full.")] = "tiny",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with a model of its own.")] = 1,
+    like: Like = None,
     hub_cache: HubCache = None,
     models_folder: Models = None,
 ) -> None:
     """One model: where it comes from, how it runs, what memory it wants, and whether this machine has it."""
-    if Path(name).is_dir():
-        _print(_facts_of_folder(Path(name)))
-        return
-    row = family(name)
     shelf = _shelf(hub_cache, models_folder)
-    width, height = _size(size) if size else POCKET_SIZE if row.layout == "pocket" else WAN_SIZE
+    if (folder := _folder(name, shelf)) and (facts := _facts_of_folder(folder, like)):
+        _print(facts)
+        return
+    row = _row(name, shelf, like)
+    width, height = _size(size) if size else _usual_size(row)
     setup = Setup(
         width=width,
         height=height,
@@ -116,7 +124,7 @@ def info(
     steps = ", ".join(map(str, row.steps)) + (f"; the first chunk {len(row.first_steps)}" if row.first_steps else "")
     facts = {
         "what": f"{row.title}, on {BASES[row.base].title}: {parameters(row.shape) / 1e6:,.0f} million weights",
-        "from": f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream",
+        "from": _place(row),
         "licence": licences.terms(row),
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
         "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
@@ -174,6 +182,7 @@ def pull(
 def convert(
     name: Annotated[str, typer.Argument(help="A model that was pulled, or a checkpoint: a .pt or .safetensors file.")],
     base: Annotated[str | None, typer.Option(help="Of a checkpoint of your own: wan-1.3b or wan-14b.")] = None,
+    like: Annotated[str | None, typer.Option(help="Instead of --base: the family that it will be run as.")] = None,
     entry: Annotated[str | None, typer.Option(help="Where in it the weights are, as generator_ema.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What its hash has to be.")] = None,
     lora: Annotated[Path | None, typer.Option(help="Low-rank weights to merge into it.")] = None,
@@ -192,12 +201,16 @@ def convert(
             licences.accept(shelf.licences, [row])
         made, folder = shelves.convert(shelf, row, half=half), shelf.converted(row)
     else:
+        rule = rule_of(family(like), own_name(to)) if like and to else None
+        base = base or (family(like).base if like else None)
         if base not in BASES or to is None:
             raise AppError(
                 "setting_invalid",
-                f"{name} is a checkpoint of your own, so --base and --out have to be named.",
+                f"{name} is a checkpoint of your own, so --out and --base or --like have to be named.",
                 f"Choose --base from {', '.join(key for key in BASES if key != 'pocket')}.",
             )
+        if like and base != family(like).base:
+            raise AppError("setting_invalid", f"{like} is not on {base}.", "Leave --base out: --like tells it.")
         import torch
 
         from pipeline.convert import convert as convert_file
@@ -212,18 +225,23 @@ def convert(
             dtype=dtype,
             lora=lora,
             strength=strength,
+            rule=rule,
         )
     out.print(f"{'Made' if made else 'Made before from the same file:'} {folder}", highlight=False, soft_wrap=True)
+    if to is not None:
+        hint = "" if (folder / RULE).is_file() else " --like FAMILY"
+        out.print(f"Next: stillstream serve --model {folder}{hint}", highlight=False, soft_wrap=True)
 
 
 @models.command()
 def verify(name: NameOrFolder, hub_cache: HubCache = None, models_folder: Models = None) -> None:
     """Compare files with their hashes: those of the hub, and those that were written when they were converted."""
-    if Path(name).is_dir():
-        shelves.verify(Path(name))
+    shelf = _shelf(hub_cache, models_folder)
+    if folder := _folder(name, shelf):
+        shelves.verify(transformer_in(folder) or folder)
         out.print(f"{name}: whole, hashes right.", highlight=False)
         return
-    row, shelf = download(name), _shelf(hub_cache, models_folder)
+    row = download(name)
     if not isinstance(row, Family):
         for path in shelves.check_pulled(shelf, row):
             out.print(f"{path}: hash right.", highlight=False, soft_wrap=True)
@@ -252,16 +270,24 @@ def remove(
     models_folder: Models = None,
 ) -> None:
     """Take away what was fetched and converted of a model; parts that others share go by their own names."""
-    row, shelf = download(name), _shelf(hub_cache, models_folder)
-    if not yes and not typer.confirm(f"Remove all files of {row.title}?"):
+    shelf = _shelf(hub_cache, models_folder)
+    folder = shelf.own.get(name)
+    if folder is None and Path(name).is_dir():
+        raise AppError(
+            "model_unknown", f"{name} is not in {shelf.models}.", "Remove a folder that stands elsewhere yourself."
+        )
+    row = None if folder else download(name)
+    if not yes and not typer.confirm(f"Remove all files of {row.title if row else folder}?"):
         return
-    out.print(f"{amount(shelves.remove(shelf, row))} are free again.", highlight=False)
+    freed = shelves.remove(shelf, row) if row else shelves.remove_folder(shelf.models / name)
+    out.print(f"{amount(freed)} are free again.", highlight=False)
 
 
 def named(
     model: Path | None,
     device: str,
     *,
+    like: str | None = None,
     size: str | None = None,
     decoder: str = "tiny",
     bits: int = 16,
@@ -271,17 +297,22 @@ def named(
     workers: int = 1,
     folders: Folders = (None, None),
 ) -> Path | WanModel | None:
-    """What --model means: a folder, or a name of the table; None is the embedded student.
+    """What --model means: a folder, or a name of the table or the shelf; None is the embedded student.
 
-    accept_licence: whether its licence, where it wants a yes, is hereby accepted.
-    Raises PipelineError (`memory_short`, `size_invalid`), AppError: those of `shelf.serving`, `setting_invalid`.
+    like: the family that a folder is run as, which does not say so itself. accept_licence: whether its licence, where
+    it wants a yes, is hereby accepted.
+    Raises PipelineError: those of `own`, `memory_short`, `size_invalid`; AppError: those of `shelf.serving`,
+    `setting_invalid`.
     """
-    row = next((row for row in FAMILIES if str(model) == row.name), None)
-    if row is None or row.layout == "pocket" or (model is not None and model.exists()):
+    shelf = _shelf(*folders)
+    row = family("pocket") if model is None else _row(str(model), shelf, like)
+    if like is not None and not (isinstance(row, Own) and row.layout == "wan" and not (row.folder / RULE).is_file()):
+        raise AppError("setting_invalid", f"{row.name} says itself how it is run.", "Leave --like out.")
+    if row.layout == "pocket":
         if size is not None:
             raise AppError("setting_invalid", "This model has one size of its own.", "Leave --size out.")
-        return model if row is None or row.layout != "pocket" else None
-    width, height = _size(size) if size else WAN_SIZE
+        return row.folder if isinstance(row, Own) else None
+    width, height = _size(size) if size else _usual_size(row)
     setup = Setup(
         width=width,
         height=height,
@@ -294,34 +325,83 @@ def named(
     )
     if row.layout == "wan":
         setup = choose(row, setup, shelves.room(device)).setup
-    shelf = _shelf(*folders)
     if accept_licence:
         licences.accept(shelf.licences, shelves.drawing(row, tiny=setup.tiny))
     return shelves.serving(shelf, row, setup, text_device="cpu" if setup.text_on_cpu else device)
 
 
 def told_licence(model: Path | WanModel | None) -> str | None:
-    """The licence of a model of the table, and of those parts of it that want a yes of their own; None: it has none."""
+    """The licence of a model of the table, and of those parts of it that want a yes of their own; None: it has none.
+
+    That of a student of one's own is not known here.
+    """
     if not isinstance(model, WanModel):
         return None
-    row, *parts = shelves.drawing(family(model.config.name), tiny=model.tiny is not None)
-    told = [row, *(part for part in parts if part.needs_consent)]
+    row = next((row for row in FAMILIES if row.name == model.config.name), None)
+    parts = [part for part in shelves.parts(tiny=model.tiny is not None) if part.needs_consent]
+    told = parts if row is None else [row, *parts]
+    if not told:
+        return None
     return f"Licence: {'; '.join(f'{each.title} ({licences.terms(each)})' for each in told)}."
 
 
-def _facts_of_folder(folder: Path) -> dict[str, str]:
-    """Of a model folder, or of a transformer in diffusers' layout."""
-    from pipeline.config import StudentConfig, load_config
-    from pipeline.weights import read_transformer_shape
+def _folder(name: str, shelf: Shelf) -> Path | None:
+    """The folder of one's own that a name means: a path, or one on the shelf."""
+    return Path(name) if Path(name).exists() else shelf.own.get(name)
 
-    if (folder / "student.safetensors").is_file():
+
+def _row(name: str, shelf: Shelf, like: str | None) -> Family:
+    """What a name means. Raises AppError (`model_unknown`), PipelineError: those of `own` and `family`."""
+    if folder := _folder(name, shelf):
+        return own(folder, family(like) if like else None)
+    if name not in {row.name for row in FAMILIES}:
+        raise AppError(
+            "model_unknown",
+            f"There is no folder {name}, and no model of that name.",
+            "`stillstream models list` names those that there are.",
+        )
+    return family(name)
+
+
+def _usual_size(row: Family) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(row, Own):
+        return row.told.width, row.told.height
+    return POCKET_SIZE if row.layout == "pocket" else WAN_SIZE
+
+
+def _sizes(row: Family) -> tuple[str, ...]:
+    """A row's first columns in the list."""
+    weights = parameters(row.shape)
+    return (
+        row.name,
+        f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.1f} M",
+        "any" if row.any_steps else str(len(row.steps)),
+        str(row.chunk),
+        f"{row.sink} + {row.window}",
+    )
+
+
+def _place(row: Family) -> str:
+    if isinstance(row, Own):
+        return str(row.folder)
+    return f"{row.repo}: {', '.join(row.files)}" if row.repo else "embedded in Stillstream"
+
+
+def _facts_of_folder(folder: Path, like: str | None) -> dict[str, str] | None:
+    """Of a model folder, or of a transformer that does not say how it is run; None: it does, or it is told."""
+    place = transformer_in(folder)
+    if place is None:
         config = load_config(folder / "config.json")
         shape, name = config.student, f"{config.name}: {config.width}x{config.height} at {config.fps} fps"
         steps = f"{', '.join(map(str, config.sampler.steps))}; shift {config.sampler.shift:g}"
         past = f"{config.chunk} latent frames, a sink of {config.cache.sink} and a window of {config.cache.window}"
         facts = {"what": name, "steps": steps, "chunk": past}
+    elif like or (place / RULE).is_file():
+        return None
     else:
-        shape, facts = StudentConfig(**read_transformer_shape(folder)), {"what": "a transformer in diffusers' layout"}
+        shape, facts = StudentConfig(**read_transformer_shape(place)), {"what": "a transformer in diffusers' layout"}
+        facts["steps"] = "it does not say; add --like and the family that it is run as"
     return facts | {"weights": f"{parameters(shape) / 1e6:,.1f} million", "licence": "yours to know"}
 
 

@@ -21,7 +21,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    model: Path | None = Field(None, description="a model folder; none: the embedded pocket student")
+    model: Path | None = Field(None, description="a folder, or a name; none: the embedded pocket student")
+    like: str | None = Field(None, description="the family that a student of your own is run as, if it does not say")
     size: str | None = Field(None, description="of the picture, as 832x480; only for models that know many")
     decoder: Literal["tiny", "full"] = Field("tiny", description="codec of Wan models: quick, or exact")
     bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of a Wan student's layers: 16 or 8")

@@ -1,7 +1,8 @@
 """Models on this machine: fetched from the hub, checked, converted, and taken away again.
 
 What is fetched stays in the hub's own cache, where other programs find it too; what is converted stands on the shelf,
-one folder a family. Imports torch only to convert. Knows no command line and no engine.
+one folder a family, and so do
+models of one's own, a folder each. Imports torch only to convert. Knows no command line and no engine.
 """
 
 import errno
@@ -19,10 +20,12 @@ import psutil
 from app import licences
 from app.errors import AppError, memory_short
 from pipeline.config import WanModel
-from pipeline.downloads import WAN_TEXT, WAN_TINY, WAN_VAE, Download
+from pipeline.downloads import PARTS, WAN_TEXT, WAN_TINY, WAN_VAE, Download
 from pipeline.errors import ran_full
+from pipeline.layout import RECORD, recorded
 from pipeline.memory import Room, Setup, amount
-from pipeline.models import BASES, Family
+from pipeline.models import BASES, FAMILIES, Family
+from pipeline.own import Own
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
@@ -39,10 +42,21 @@ class Shelf:
         return self.hub / f"models--{row.repo.replace('/', '--')}"
 
     def converted(self, row: Family) -> Path:
-        return self.models / row.name / "transformer"
+        return row.folder if isinstance(row, Own) else self.models / row.name / "transformer"
 
     def is_converted(self, row: Family) -> bool:
-        return (self.converted(row) / "checksums.json").is_file()
+        return isinstance(row, Own) or (self.converted(row) / RECORD).is_file()
+
+    @property
+    def own(self) -> dict[str, Path]:
+        """Folders of one's own by their names, which are none of the table."""
+        taken = {row.name for row in (*FAMILIES, *PARTS)}
+        folders = sorted(self.models.iterdir()) if self.models.is_dir() else []
+        return {
+            path.name: path
+            for path in folders
+            if path.is_dir() and not path.name.startswith(".") and path.name not in taken
+        }
 
     @property
     def prompts(self) -> Path:
@@ -76,9 +90,14 @@ def whole(row: Download) -> tuple[Download, ...]:
     return (row, *BASES[row.base].parts) if isinstance(row, Family) and row.layout == "wan" else (row,)
 
 
+def parts(*, tiny: bool) -> tuple[Download, ...]:
+    """What all students on Wan share. tiny: by the tiny encoder and decoder."""
+    return (WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else []))
+
+
 def drawing(row: Family, *, tiny: bool) -> tuple[Download, ...]:
-    """A family on Wan and the parts that draw with it. tiny: by the tiny encoder and decoder."""
-    return (row, WAN_TEXT, WAN_VAE, *([WAN_TINY] if tiny else []))
+    """A family on Wan and the parts that draw with it."""
+    return (row, *parts(tiny=tiny))
 
 
 def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | None = None) -> list[Path]:
@@ -243,7 +262,7 @@ def verify(folder: Path) -> None:
     from pipeline import convert as converted
     from pipeline import weights as model
 
-    (converted if "source" in converted.recorded(folder) else model).verify(folder)
+    (converted if "source" in recorded(folder) else model).verify(folder)
 
 
 def serving(
@@ -253,7 +272,7 @@ def serving(
     *,
     text_device: str,
 ) -> WanModel:
-    """What the engine loads for a converted family.
+    """What the engine loads for a converted family, or a transformer of one's own.
 
     Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`, `licence_not_accepted`.
     """
@@ -288,8 +307,7 @@ def serving(
 
 def remove(shelf: Shelf, row: Download) -> int:
     """Take a family's files away, those that no other family wants; returns how many bytes are free again."""
-    freed = _size(shelf.models / row.name)
-    shutil.rmtree(shelf.models / row.name, ignore_errors=True)
+    freed = remove_folder(shelf.models / row.name)
     if row.repo is None:
         return freed
     repo = shelf.repo(row)
@@ -303,6 +321,16 @@ def remove(shelf: Shelf, row: Download) -> int:
             blob.unlink()
     if not kept:
         shutil.rmtree(repo, ignore_errors=True)
+    return freed
+
+
+def remove_folder(folder: Path) -> int:
+    """Take a folder of the shelf away; of a link the link alone. Returns how many bytes are free again."""
+    if folder.is_symlink():
+        folder.unlink()
+        return 0
+    freed = _size(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return freed
 
 

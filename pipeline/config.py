@@ -243,5 +243,5 @@ def load_config(path: Path) -> ModelConfig:
         raise PipelineError(
             "config_invalid",
             f"{path} is not a model configuration: {place}: {first['msg']}.",
-            "Restore it from the release.",
+            "Correct what is named, or restore the file from where it came.",
         ) from error

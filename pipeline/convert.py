@@ -18,13 +18,14 @@ from torch import Tensor
 
 from pipeline.adapters import merged, read_adapter
 from pipeline.checkpoints import read_checkpoint, unwrap
-from pipeline.config import StudentConfig
+from pipeline.config import ModelConfig, StudentConfig
 from pipeline.errors import PipelineError, ran_full
 from pipeline.fit import blank, fit
+from pipeline.layout import RECORD, RULE, recorded
 from pipeline.weights import digest
 
-RECORD = "checksums.json"
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+_AGAIN = "Convert or export it again."
 
 
 def convert(
@@ -38,11 +39,12 @@ def convert(
     lora: Path | None = None,
     lora_entry: str | None = None,
     strength: float = 1.0,
+    rule: ModelConfig | None = None,
 ) -> bool:
     """Write `folder` from a checkpoint; False: it was made from this very file before, and is left alone.
 
     sha256: what the file's has to be. dtype: what to store floating-point weights in, None: as they are.
-    lora: low-rank weights to merge in, that strongly.
+    lora: low-rank weights to merge in, that strongly. rule: how it is run, written beside the weights.
     Raises PipelineError: those of `read_checkpoint`, `checkpoint_hash`, `checkpoint_mismatch`, `lora_mismatch`,
     `disk_full`, `out_unwritable`.
     """
@@ -62,6 +64,8 @@ def convert(
     }
     if lora is not None:
         made_from["lora"] = {"name": lora.name, "sha256": digest(lora), "entry": lora_entry, "strength": strength}
+    if rule is not None:
+        made_from["rule"] = json.loads(rule.to_json())
     if recorded(folder).get("source") == made_from:
         return False
     weights = fit(unwrap(held, entry, source), shape, source)
@@ -71,11 +75,7 @@ def convert(
     with replacing_folder(folder, sum(value.nbytes for value in weights.values())) as part:
         save_torch_state_dict(weights, part, filename_pattern=_PATTERN)
         blank(shape).model.save_config(part)
-        record = {
-            "source": made_from,
-            "files": {path.name: digest(path) for path in sorted(part.iterdir())},
-        }
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        seal(part, made_from, rule)
     return True
 
 
@@ -135,25 +135,25 @@ def _disk_full(folder: Path, why: str) -> PipelineError:
     )
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """What was written about a converted folder; empty if it is none."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+def seal(folder: Path, source: dict[str, Any], rule: ModelConfig | None = None) -> None:
+    """Write beside a transformer what it was made from, the hashes of its files, and how it is run.
+
+    The rule has no hash: whoever likes may change it.
+    """
+    digests = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.name not in (RECORD, RULE)}
+    (folder / RECORD).write_text(json.dumps({"source": source, "files": digests}, indent=2) + "\n")
+    if rule is not None:
+        (folder / RULE).write_text(rule.to_json() + "\n")
 
 
 def verify(folder: Path) -> None:
     """Compare a converted folder with its record. Raises PipelineError: `weights_missing`, `weights_damaged`."""
     files = recorded(folder).get("files")
     if not isinstance(files, dict) or not files:
-        raise PipelineError("weights_missing", f"{folder} has no record of hashes.", "Convert the checkpoint again.")
+        raise PipelineError("weights_missing", f"{folder} has no record of hashes.", _AGAIN)
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            raise PipelineError("weights_missing", f"{path} is not there.", "Convert the checkpoint again.")
+            raise PipelineError("weights_missing", f"{path} is not there.", _AGAIN)
         if digest(path) != expected:
-            raise PipelineError(
-                "weights_damaged", f"{path} does not match its checksum.", "Convert the checkpoint again."
-            )
+            raise PipelineError("weights_damaged", f"{path} does not match its checksum.", _AGAIN)

@@ -96,6 +96,8 @@ BASES = {
 }
 
 
+WAN_SIZE = (832, 480)
+"""Width and height that a family is run at unless another is asked for."""
 WAN_EXAMPLES = (
     "A red panda walks along a mossy branch in a misty forest, soft morning light, a slow tracking shot.",
     "Waves roll onto a black beach under low clouds, seen from above, spray in the wind.",

@@ -5,10 +5,8 @@ The transformer alone can also be read and written as diffusers does it, from an
 
 import hashlib
 import json
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +17,7 @@ from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.fit import blank, difference
+from pipeline.layout import RECORD, difference_of_shape, not_ours
 from pipeline.narrow import fill
 from pipeline.student import Student
 from pipeline.text import TextEncoder
@@ -49,7 +48,7 @@ def load_parts(folder: Path) -> tuple[ModelConfig, PocketCodec, TextEncoder, Stu
 
 def verify(folder: Path) -> None:
     """Compare every part with its recorded SHA-256. Raises PipelineError (`weights_missing`, `weights_damaged`)."""
-    record = folder / "checksums.json"
+    record = folder / RECORD
     paths = [folder / f"{name}.safetensors" for name in PARTS]
     for path in (record, *paths):
         if not path.is_file():
@@ -81,36 +80,12 @@ def export(folder: Path, config: ModelConfig, codec: nn.Module, text: nn.Module,
         assert not lost, f"not finite in {path}: {lost}"
         save_file({key: value.contiguous() for key, value in values.items()}, path)
         digests[path.name] = digest(path)
-    (folder / "checksums.json").write_text(json.dumps(digests, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(digests, indent=2) + "\n")
 
 
 def save_transformer(folder: Path, student: Student) -> None:
     """Write `config.json` and `diffusion_pytorch_model.safetensors` as diffusers does, in single precision."""
     student.model.save_pretrained(folder)
-
-
-def read_transformer_shape(folder: Path) -> dict[str, Any]:
-    """The shape of a transformer in diffusers' layout. Raises PipelineError (`weights_missing`, `weights_mismatch`)."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise PipelineError(
-            "weights_missing",
-            f"There is no {path}.",
-            "Name a folder that diffusers wrote, the one called transformer.",
-        )
-    try:
-        told = json.loads(path.read_text())
-        assert isinstance(told, dict)
-    except (ValueError, AssertionError) as error:
-        raise _not_ours(path, "it is not a JSON object") from error
-    if told.get("_class_name") != "WanTransformer3DModel":
-        raise _not_ours(path, f"it describes a {told.get('_class_name')}, not a WanTransformer3DModel")
-    for name in ("image_dim", "added_kv_proj_dim"):
-        if told.get(name) is not None:
-            raise _not_ours(path, f"{name} is {told[name]}, and pictures as prompts are not known here")
-    known = asdict(StudentConfig())
-    shape = {name: value for name, value in told.items() if name in known}
-    return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
 
 
 def load_transformer(
@@ -120,10 +95,8 @@ def load_transformer(
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `weights_mismatch`.
     """
-    expected = asdict(config)
-    for name, value in read_transformer_shape(folder).items():
-        if expected[name] != value:
-            raise _not_ours(folder / "config.json", f"{name} is {value}, the model's is {expected[name]}")
+    if told := difference_of_shape(folder, config):
+        raise not_ours(folder / "config.json", told)
     paths = sorted(folder.glob(f"{_DIFFUSERS_NAME}*.safetensors"))
     if not paths:
         raise PipelineError("weights_missing", f"There are no weights in {folder}.", "Name a folder that has some.")
@@ -136,18 +109,10 @@ def load_transformer(
         ) from error
     student = blank(config)
     if told := difference(values, student.model.state_dict()):
-        raise _not_ours(folder, told)
+        raise not_ours(folder, told)
     weights = ((name, values.pop(name)) for name in list(values))
     fill(student.model, weights, dtype, bits=bits, inside="blocks.", device=device)
     return student
-
-
-def _not_ours(path: Path, what: str) -> PipelineError:
-    return PipelineError(
-        "weights_mismatch",
-        f"{path} does not fit this model: {what}.",
-        "Take the transformer that the configuration belongs to.",
-    )
 
 
 def _recorded(record: Path) -> dict[str, str]:

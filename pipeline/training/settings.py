@@ -14,12 +14,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig, TextConfig, load_config
+from pipeline.config import (
+    CacheConfig,
+    CodecConfig,
+    ModelConfig,
+    RegionConfig,
+    SamplerConfig,
+    StudentConfig,
+    TextConfig,
+    load_config,
+)
 from pipeline.errors import PipelineError
-from pipeline.models import WAN_SMALL
+from pipeline.layout import read_transformer_shape
+from pipeline.models import WAN_EXAMPLES, WAN_SMALL
 from pipeline.structure import CHANNELS
 from pipeline.training import captions
-from pipeline.weights import read_transformer_shape
 
 _STRICT = ConfigDict(extra="forbid")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -191,11 +200,14 @@ def wan_config() -> ModelConfig:
         width=832,
         height=480,
         chunk=3,
+        prompt_limit=1000,
+        examples=WAN_EXAMPLES,
         student=WAN_SMALL,
-        codec=CodecConfig(latent_channels=16, spatial_stride=8),
+        codec=CodecConfig(latent_channels=16, spatial_stride=8, first_alone=True),
         text=TextConfig(length=512),
         sampler=SamplerConfig(shift=5.0),
         cache=CacheConfig(sink=3, window=18),
+        regions=RegionConfig(carry="clean"),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig
+from pipeline.convert import seal
 from pipeline.errors import PipelineError
 from pipeline.student import Student
 from pipeline.text import TextEncoder
@@ -112,9 +113,12 @@ def _filled(values: dict[str, Tensor], start: Path | None, settings: WanSettings
 
 
 def _export(folder: Path, transformer: Path, settings: WanSettings, beside: Beside | None) -> None:
-    """The transformer as diffusers reads it, and the folder that the engine reads where its other parts are named."""
+    """The transformer as diffusers reads it, sealed, with how it is run where Wan's parts are to complete it; and the
+    folder that the engine reads, where its other parts are named.
+    """
     student = load_transformer(transformer, settings.model.student)
     save_transformer(folder / "transformer", student)
+    seal(folder / "transformer", {"recipe": "wan"}, settings.model if beside is None else None)
     if beside is not None:
         export(folder, settings.model, *beside, student)
     made = {name: value for name, value in asdict(settings).items() if name != "model"}

@@ -201,8 +201,8 @@ def test_workers_and_low_rank_weights_count(folders: Path, monkeypatch: pytest.M
 def test_serving_a_name_reckons_memory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(None, "cpu") is None
     assert named(Path("pocket"), "cpu") is None
-    assert named(tmp_path, "cpu") == tmp_path
-    assert named(Path("somewhere"), "cpu") == Path("somewhere")
+    write_tiny_model(tmp_path / "mine")
+    assert named(tmp_path / "mine", "cpu") == tmp_path / "mine"
     with pytest.raises(PipelineError) as refused:
         named(Path("streamdiffusion-v2-14b"), "cpu")
     assert refused.value.code == "memory_short"

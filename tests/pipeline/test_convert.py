@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config import ModelConfig, StudentConfig
-from pipeline.convert import RECORD, convert, recorded, verify
+from pipeline.convert import convert, verify
 from pipeline.errors import PipelineError
 from pipeline.fit import blank, fit, recognise
 from pipeline.kv_cache import KVCache
+from pipeline.layout import RECORD, recorded
 from pipeline.models import BASES, FAMILIES, WAN_LARGE, WAN_SMALL, Family, family
 from pipeline.sampler import denoise, draw_noise, levels
 from pipeline.student import CachedAttention, Student

@@ -1,0 +1,91 @@
+"""What a folder holds, without opening its weights: a whole model, or a transformer in diffusers' layout.
+
+Beside a transformer may lie how it is run (RULE, a `ModelConfig`) and what its files' hashes are (RECORD). Knows
+neither torch nor the table of families.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import StudentConfig
+from pipeline.errors import PipelineError
+
+RECORD = "checksums.json"
+RULE = "stillstream.json"
+
+
+def transformer_in(folder: Path) -> Path | None:
+    """The transformer that a folder is or holds; None: the folder is a model that is whole by itself.
+
+    Raises PipelineError (`model_unknown`).
+    """
+    if (folder / "student.safetensors").is_file():
+        return None
+    for place in (folder, folder / "transformer"):
+        if "_class_name" in _read_object(place / "config.json"):
+            return place
+    if (folder / "config.json").is_file():
+        return None
+    what = "a file" if folder.is_file() else "neither a model folder nor a transformer in diffusers' layout"
+    raise PipelineError(
+        "model_unknown",
+        f"{folder} is {what}.",
+        "Name a folder that `stillstream train` exported, or convert a checkpoint: `stillstream models convert`.",
+    )
+
+
+def read_transformer_shape(folder: Path) -> dict[str, Any]:
+    """The shape of a transformer in diffusers' layout. Raises PipelineError (`weights_missing`, `weights_mismatch`)."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise PipelineError(
+            "weights_missing",
+            f"There is no {path}.",
+            "Name a folder that diffusers wrote, the one called transformer.",
+        )
+    told = _read_object(path)
+    if not told:
+        raise not_ours(path, "it is not a JSON object")
+    if told.get("_class_name") != "WanTransformer3DModel":
+        raise not_ours(path, f"it describes a {told.get('_class_name')}, not a WanTransformer3DModel")
+    for name in ("image_dim", "added_kv_proj_dim"):
+        if told.get(name) is not None:
+            raise not_ours(path, f"{name} is {told[name]}, and pictures as prompts are not known here")
+    known = asdict(StudentConfig())
+    shape = {name: value for name, value in told.items() if name in known}
+    return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
+
+
+def difference_of_shape(folder: Path, shape: StudentConfig) -> str:
+    """The first size of a transformer that is not the shape's, in words; empty if there is none.
+
+    Raises PipelineError (`weights_missing`, `weights_mismatch`).
+    """
+    expected = asdict(shape)
+    told = read_transformer_shape(folder).items()
+    return next(
+        (f"{name} is {value}, the model's is {expected[name]}" for name, value in told if expected[name] != value), ""
+    )
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What was written about a transformer's origin and files; empty if nothing was."""
+    return _read_object(folder / RECORD)
+
+
+def not_ours(path: Path, what: str) -> PipelineError:
+    return PipelineError(
+        "weights_mismatch",
+        f"{path} does not fit this model: {what}.",
+        "Take the transformer that the configuration belongs to.",
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
