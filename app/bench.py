@@ -17,9 +17,10 @@ from app import bench_figures as figures
 from app.bench_engine import count_operations, describe_machine, floors, measure_engine
 from app.bench_figures import LOADED, Report
 from app.bench_live import measure_live
-from app.bench_regions import Row, measure_regions
+from app.bench_regions import label, measure_regions
 from app.bench_viewer import Plan
 from app.errors import AppError
+from app.region_speed import Row
 from app.worker import LoadEngine, default_threads
 
 SESSIONS = 10
@@ -40,14 +41,23 @@ REGIONS = {
         "ssim_active": "ssim",
         "gmsd_active": "gmsd",
         "lpips_active": "lpips",
+        "flow_ratio": "flow",
     },
     "Held, and in between": {
         "static_error_ratio": "static error",
         "seam": "seam",
         "pop": "pop",
-        "flow_ratio": "flow",
+        "ghost": "ghost",
+        "encoded_bytes_ratio": "bytes",
     },
-    "Free runs": {"motion_gap": "motion gap", "probe_gap": "probe gap", "fd_ratio": "fd ratio"},
+    "Free runs, and standard errors": {
+        "motion_gap": "motion",
+        "motion_gap_error": "+-",
+        "probe_gap": "probe",
+        "probe_gap_error": "+-",
+        "fd_ratio": "fd",
+        "fd_ratio_error": "+-",
+    },
 }
 
 command = typer.Typer(add_completion=False)
@@ -70,8 +80,11 @@ def bench(
     dial: Annotated[float, typer.Option(min=0.01, max=1, help="With --regions: from quality to speed.")] = 0.5,
     chunks: Annotated[int, typer.Option(min=4, help="With --regions: chunks of each scenario.")] = 16,
     probe: Annotated[
-        Path | None, typer.Option(help="With --regions: a probe's .safetensors, to read free runs of 250 chunks.")
+        Path | None, typer.Option(help="With --regions: a probe's .safetensors; by default the one that comes along.")
     ] = None,
+    free: Annotated[
+        int, typer.Option(min=0, help="With --regions: streams of 250 chunks, dense and sparse, in each mode.")
+    ] = 2,
     scenario: Annotated[list[str] | None, typer.Option(help="With --regions: only these.")] = None,
 ) -> None:
     """Measure this machine: stages, rates, latency, and the same under load."""
@@ -81,12 +94,10 @@ def bench(
     chosen = threads or default_threads()
     if regions:
         with notes.status("Dense beside sparse"):
-            rows = measure_regions(model, chosen, dial, chunks, scenario or [], probe)
+            rows = measure_regions(model, chosen, dial, chunks, scenario or [], probe, free)
         for table in regions_tables(rows):
             console.print(table)
-        if probe is None:
-            notes.print("No free runs without --probe: motion_gap, probe_gap and fd_ratio are null.")
-        text = json.dumps({"threads": chosen, "dial": dial, "chunks": chunks, "regions": rows})
+        text = json.dumps({"threads": chosen, "dial": dial, "chunks": chunks, "free": free, "regions": rows})
         if out is not None:
             out.write_text(text + "\n")
         print(text, flush=True)
@@ -158,7 +169,7 @@ def regions_tables(rows: list[Row]) -> list[Table]:
         for row in rows:
             if any(row[key] is not None for key in told):
                 values = ("" if row[key] is None else f"{row[key]:.2f}" for key in told)
-                table.add_row(row["scenario"] or f"{row['size']}, {row['mode']}", *values)
+                table.add_row(label(row), *values)
         if told:
             made.append(table)
     return made

@@ -98,9 +98,28 @@ def seam(frames: np.ndarray, mask_HW: np.ndarray, tile: int = 32) -> float | Non
     return ratio(float(np.mean(at)), float(np.mean(beside))) if at else None
 
 
-def pop(before_HWC: np.ndarray, frames: np.ndarray) -> float:
-    """Mean step into a chunk."""
-    return float(np.abs(frames[0].astype(np.float64) - before_HWC).mean())
+def pop(before_HWC: np.ndarray, frames: np.ndarray, area_HW: np.ndarray) -> float | None:
+    """Mean step into a chunk, over an area."""
+    if not area_HW.any():
+        return None
+    return float(np.abs(frames[0, area_HW].astype(np.float64) - before_HWC[area_HW]).mean())
+
+
+def ghost(
+    ours: np.ndarray, dense: np.ndarray, again: np.ndarray, before_HWC: np.ndarray, area_HW: np.ndarray
+) -> float | None:
+    """Of what was shown before and a dense chunk shows no more, the share that our last picture still shows.
+
+    0: nothing; 1: all of it; below 0: less than the dense chunk. Of the area, the pixels in which a person could see
+    that something left. again: the dense chunk with other noise, which says what left: else the noise of `dense`, on
+    both sides, would look like a ghost.
+    """
+    gone = before_HWC.astype(np.float64) - again[-1]
+    area_HW = area_HW & (np.abs(gone).max(-1) > CHANGED)
+    if not area_HW.any():
+        return None
+    left = ours[-1, area_HW].astype(np.float64) - dense[-1, area_HW]
+    return float((left * gone[area_HW]).sum() / (gone[area_HW] ** 2).sum())
 
 
 def flow_energy(frames: np.ndarray, area_HW: np.ndarray) -> float | None:

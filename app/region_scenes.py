@@ -1,22 +1,44 @@
-"""Drawn scenes for the figures of region caching: each a function of a seed and a picture's number.
+"""What the figures of region caching are taken of: texts, and drawn scenes, functions of a seed and a picture's number.
 
 Knows which pictures are true: the same scene comes with and without what a sensor adds. Knows no engine.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-PICTURES = 8
-Scene = Callable[[int], np.ndarray]  # a picture's number -> (H, W, 3) float, 0 to 255
+FOLLOWED = "a room with an audience"  # what a stream is told to draw of a scene
+TEXTS = (
+    "an orange robot sways on a stage in front of an audience",
+    "a blue fish moves left under water, neon style",
+    "a green flower stands still in the park, pencil sketch",
+)
+PICTURES = 8  # of a chunk
+CHUNK_S = 0.5
+REST_S = 20.0  # of the visitor
 
 
-def scenes(width: int, height: int, seed: int = 0) -> dict[str, tuple[Scene, float]]:
-    """Scene and deviation of its sensor's noise, by name."""
+@dataclass(frozen=True)
+class Scene:
+    """draw: a picture's number -> (H, W, 3) float, 0 to 255. noise: deviation of the sensor's.
+
+    chunks: its own length; None: as many as are asked for. parts: stretches of chunks that are told by themselves too.
+    """
+
+    draw: Callable[[int], np.ndarray]
+    noise: float = 2.0
+    chunks: int | None = None
+    parts: dict[str, range] = field(default_factory=dict)
+
+
+def scenes(width: int, height: int, seed: int = 0) -> dict[str, Scene]:
+    """By name."""
     rng = np.random.default_rng(seed)
     room = np.kron(rng.integers(50, 190, (height // 16, width // 16, 3)), np.ones((16, 16, 1))).astype(np.float64)
     other = np.kron(rng.integers(50, 190, (height // 16, width // 16, 3)), np.ones((16, 16, 1))).astype(np.float64)
     y, x = np.mgrid[:height, :width]
+    leaves = 7 + round(REST_S / CHUNK_S)
 
     def disc(picture: np.ndarray, centre_y: float, centre_x: float, radius: float, colour: object) -> None:
         picture[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = colour
@@ -49,7 +71,7 @@ def scenes(width: int, height: int, seed: int = 0) -> dict[str, tuple[Scene, flo
     def visitor(number: int) -> np.ndarray:
         """In from the left, still for a while, and out again."""
         picture, at = room.copy(), number / PICTURES
-        place = np.interp(at, (4, 7, 11, 14), (-0.2, 0.5, 0.5, 1.2)) * width
+        place = np.interp(at, (4, 7, leaves, leaves + 3), (-0.2, 0.5, 0.5, 1.2)) * width
         disc(picture, height * 0.5, place, height * 0.15, (230, 60, 60))
         return picture
 
@@ -60,23 +82,24 @@ def scenes(width: int, height: int, seed: int = 0) -> dict[str, tuple[Scene, flo
             picture[top : top + 10, column : column + 2] = 235
         return picture
 
+    stay = {"resting": range(8, leaves), "leaving": range(leaves, leaves + 6)}  # the last: until it has been gone
     return {
-        "speaker": (speaker, 2.0),
-        "clock": (clock, 1.0),
-        "light": (light, 2.0),
-        "noise_2": (lambda number: room, 2.0),
-        "noise_5": (lambda number: room, 5.0),
-        "noise_10": (lambda number: room, 10.0),
-        "exposure": (exposure, 2.0),
-        "pan": (pan, 2.0),
-        "cut": (cut, 2.0),
-        "visitor": (visitor, 2.0),
-        "rain": (rain, 2.0),
+        "speaker": Scene(speaker),
+        "clock": Scene(clock, noise=1.0),
+        "light": Scene(light),
+        "noise_2": Scene(lambda number: room),
+        "noise_5": Scene(lambda number: room, noise=5.0),
+        "noise_10": Scene(lambda number: room, noise=10.0),
+        "exposure": Scene(exposure),
+        "pan": Scene(pan),
+        "cut": Scene(cut),
+        "visitor": Scene(visitor, chunks=leaves + 6, parts=stay),
+        "rain": Scene(rain),
     }
 
 
-def shoot(scene: Scene, noise: float, chunk: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def shoot(scene: Scene, chunk: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A chunk as it is, and as a camera sees it: (T, H, W, 3) uint8 each."""
-    true = np.stack([scene(PICTURES * chunk + number) for number in range(PICTURES)])
-    seen = true + np.random.default_rng([seed, chunk]).normal(0, noise, true.shape)
+    true = np.stack([scene.draw(PICTURES * chunk + number) for number in range(PICTURES)])
+    seen = true + np.random.default_rng([seed, chunk]).normal(0, scene.noise, true.shape)
     return np.clip(true, 0, 255).astype(np.uint8), np.clip(seen.round(), 0, 255).astype(np.uint8)

@@ -13,12 +13,18 @@ import cv2
 import numpy as np
 
 from app import region_figures as figures
-from app.bench_regions import FOLLOWED, TEXTS
-from app.region_scenes import scenes, shoot
+from app.region_run import FIRST
+from app.region_scenes import FOLLOWED, TEXTS, scenes, shoot
 from pipeline.chunk import Chunk, Controls
 
-SCENES = ("speaker", "clock", "exposure", "visitor")
-SHOWN = 5  # chunks of each, after the first dense ones
+SHOWN = 5  # chunks of each
+# By file: a scene, and the first chunk that is shown of it.
+SCENES = {
+    **{name: (name, FIRST) for name in ("speaker", "clock", "exposure", "visitor", "pan", "rain")},
+    "noise": ("noise_10", FIRST),
+    "visitor-leaves": ("visitor", 46),
+    **{name: (name, 6) for name in ("light", "cut")},
+}
 WIDTH = 192  # of a picture, in pixels
 TINT = np.array([56, 182, 255], np.float32)
 QUALITY = 80
@@ -28,12 +34,12 @@ def draw_strips(engine: Any, folder: Path, dial: float) -> list[Path]:
     """One file for each scene and text; the text's own name is its number."""
     config = engine.config
     asked: dict[str, tuple[Controls, list[Any]]] = {}
-    for name in SCENES:
-        scene, noise = scenes(config.width, config.height)[name]
-        pictures = [shoot(scene, noise, index)[1] for index in range(3 + SHOWN)]
+    for name, (scene, first) in SCENES.items():
+        drawn = scenes(config.width, config.height)[scene]
+        pictures = [shoot(drawn, index)[1] for index in range(first + SHOWN)]
         asked[name] = Controls(FOLLOWED, regions=dial), pictures
     for number, text in enumerate(TEXTS, 1):
-        asked[f"text-{number}"] = Controls(text, regions=dial), [None] * (3 + SHOWN)
+        asked[f"text-{number}"] = Controls(text, regions=dial), [None] * (FIRST + SHOWN)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (controls, pictures) in asked.items():

@@ -116,11 +116,12 @@ class CacheConfig:
 class RegionConfig:
     """How the model's held tokens are seen by the active ones.
 
-    carry: keys and values that stand for a held token in a denoise pass: those of the same pass when the token was last
-    computed, the clean ones of its last cache pass, or none.
+    carry: keys and values that stand for a held token in a denoise pass. `same_step`: those of the same pass when the
+    token was last computed, at the time of this chunk. `own_time`: the same, at the time when they were computed.
+    `clean`: those of its last cache pass, at the time of this chunk. `none`: none.
     """
 
-    carry: Literal["same_step", "clean", "none"] = "same_step"
+    carry: Literal["same_step", "own_time", "clean", "none"] = "same_step"
 
 
 @dataclass(frozen=True, config=_STRICT)

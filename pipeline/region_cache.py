@@ -2,7 +2,8 @@
 
 A held tile keeps the newest clean latent that was computed for it, and shows the last picture of it. In a denoise pass
 active tokens look at the past, at each other, and at carried keys of held tokens: stored before rotation, like those of
-the KV cache, they are given the position of the chunk that is being made. Knows nothing of how tiles are chosen.
+the KV cache, they are given a position only then: of the chunk that is being made, unless the model is told to leave
+them in their own time. Knows nothing of how tiles are chosen.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class RegionCache:
         student = config.student
         self.carry = config.regions.carry
         self.sigmas: tuple[float, ...] = ()  # the schedule that `keys` and `values` were computed in
-        steps = config.sampler.most_steps + 1 if self.carry == "same_step" else 0  # one more: a strength between levels
+        steps = config.sampler.most_steps + 1 if self.by_pass else 0  # one more: a strength between levels
         heads = (student.num_attention_heads, student.attention_head_dim)
         shape = (steps, student.num_layers, batch, config.chunk, config.tokens_per_frame, *heads)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
@@ -56,6 +57,11 @@ class RegionCache:
         self.known_from_N = torch.zeros(config.tokens_per_frame, dtype=torch.int64, device=device)
         self.key: tuple[object, ...] = ()
         self.since, self.ready = 0, False
+
+    @property
+    def by_pass(self) -> bool:
+        """Whether each denoise pass has carried keys of its own."""
+        return self.carry in ("same_step", "own_time")
 
     def reset(self) -> None:
         self.age_HW[:] = 0
@@ -131,6 +137,15 @@ def hats(size: int) -> Tensor:
     return (1 - distance.abs()).clamp_(min=0)
 
 
+def going_back(places: list[int]) -> list[list[int]]:
+    """Positions of a chunk's frames, of those a chunk before, and so on; no frame is before the oldest that can be."""
+    chunk = len(places)
+    return [
+        [max(place - back * chunk, frame) for frame, place in enumerate(places)]
+        for back in range(-(-places[0] // chunk) + 1)
+    ]
+
+
 class RegionAttention(CachedAttention):
     """CachedAttention that remembers what it computed, and can go on with chosen tiles alone.
 
@@ -155,6 +170,9 @@ class RegionAttention(CachedAttention):
         self._known = None if bool(known.all()) else known.nonzero()[:, 0]
         if self.bias is not None and self._known is not None:
             self.bias = self.bias[self._known]
+        if regions.carry == "own_time":
+            own = cache.positions(chunk, student.config.rope_max_seq_len)[self.frames :]
+            self._rows_back = torch.stack([student.rope_rows(places, grid) for places in going_back(own)])
         self.choose(None)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -169,9 +187,19 @@ class RegionAttention(CachedAttention):
         self._tokens_N = None if tiles is None else tiles.tokens(self.grid)
         if self._tokens_N is not None:
             self._active_rows = self.rows.unflatten(1, (-1, self.tokens))[:, :, self._tokens_N].flatten(1, 2)
+            self._carried_rows = self.rows if self.regions.carry != "own_time" else self._rows_then(self._tokens_N)
+
+    def _rows_then(self, active_N: Tensor) -> Tensor:
+        """Rotations of the chunks in which the held tokens were computed; those of active tokens are of this one."""
+        age_HW, (rows, columns) = self.regions.age_HW, self.grid
+        whole = np.ones((rows // age_HW.shape[0], columns // age_HW.shape[1]), np.int64)
+        chunks_N = torch.from_numpy(np.kron(age_HW + 1, whole)).flatten().to(active_N.device)
+        chunks_N[active_N] = 0
+        back = chunks_N.clamp_(max=len(self._rows_back) - 1).repeat(self.rows.shape[1] // self.tokens)
+        return self._rows_back[back, :, torch.arange(len(back), device=back.device)].transpose(0, 1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        same_step = not self.writing and self.regions.carry == "same_step"
+        same_step = not self.writing and self.regions.by_pass
         if self._tokens_N is None:
             if same_step:
                 self.regions.sigmas = self.sigmas
@@ -195,5 +223,6 @@ class RegionAttention(CachedAttention):
                 self.cache.write(layer, keys, values)
             if k.requires_grad:  # what is carried on has no gradient, what is computed here has
                 keys, values = (held.index_copy(2, self._tokens_N, x) for held, x in ((keys, k), (values, v)))
-            own_k, own_v = rotate(keys.flatten(1, 2), self.rows), values.flatten(1, 2)
+            own_k = rotate(keys.flatten(1, 2), self._carried_rows if same_step else self.rows)
+            own_v = values.flatten(1, 2)
         return self.look(q, *self.after_past(layer, own_k, own_v))

@@ -184,7 +184,7 @@ def test_a_folder_that_is_missing_is_said_before_anything_is_measured(tmp_path: 
 def test_tables_of_regions_fit_eighty_columns_and_leave_out_what_nobody_measured() -> None:
     assert {key for names in REGIONS.values() for key in names} == {*TOLD, *READ}
     text = dict.fromkeys(KEYS, 0.123456) | {"size": "320x192", "mode": "text", "scenario": "a red ball " * 8}
-    given = dict.fromkeys(KEYS) | {"size": "640x384 random", "mode": "given mask", "speedup": 12.345}
+    given = dict.fromkeys(KEYS) | {"size": "640x384 random", "mode": "painted", "scenario": "speed", "speedup": 12.345}
     console = Console(width=80, record=True, file=StringIO())
     for table in regions_tables([text, given]):
         console.print(table)
@@ -192,7 +192,7 @@ def test_tables_of_regions_fit_eighty_columns_and_leave_out_what_nobody_measured
     assert max(map(len, lines)) <= 80
     printed = "\n".join(lines)
     assert all(name in printed for names in REGIONS.values() for name in names.values())
-    assert printed.count("640x384 random, given mask") == 1
+    assert printed.count("640x384 random, painted") == 1
     assert printed.count("12.35") + printed.count("12.34") == 1
     alone = regions_tables([given])
     assert [len(table.columns) for table in alone] == [2]

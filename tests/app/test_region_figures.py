@@ -44,10 +44,33 @@ def test_a_seam_is_a_step_at_the_masks_border() -> None:
     assert figures.seam(frames, np.zeros_like(MASK)) is None
 
 
-def test_a_pop_is_a_step_into_the_chunk() -> None:
-    frames = pictures()
-    assert figures.pop(frames[0], frames) == 0
-    assert figures.pop(frames[0], brighter(frames, AREA, 30)) == pytest.approx(30 * AREA.mean())
+def test_a_pop_is_a_step_into_the_chunk_of_the_area_alone() -> None:
+    frames, every = pictures(), np.ones_like(AREA)
+    popped = brighter(frames, AREA, 30)
+    assert figures.pop(frames[0], frames, every) == 0
+    assert figures.pop(frames[0], popped, AREA) == 30
+    assert figures.pop(frames[0], popped, ~AREA) == 0
+    assert figures.pop(frames[0], popped, every) == pytest.approx(30 * AREA.mean())
+    assert figures.pop(frames[0], popped, np.zeros_like(AREA)) is None
+
+
+def test_a_ghost_is_the_share_of_what_left_that_is_still_seen() -> None:
+    empty, every = pictures(), np.ones_like(AREA)
+    before = brighter(empty, AREA, 60)[-1]
+    assert figures.ghost(empty, empty, empty, before, every) == 0
+    assert figures.ghost(brighter(empty, AREA, 60), empty, empty, before, every) == pytest.approx(1)
+    assert figures.ghost(brighter(empty, AREA, 15), empty, empty, before, every) == pytest.approx(0.25)
+
+
+def test_no_ghost_is_seen_in_chance_or_in_what_came_elsewhere() -> None:
+    empty, every = pictures(), np.ones_like(AREA)
+    before = brighter(pictures(3), AREA, 12)[-1]  # hardly more than the noise of the draws
+    assert figures.ghost(pictures(1), empty, pictures(2), before, AREA) == pytest.approx(0, abs=0.03)
+    assert figures.ghost(before[None], empty, pictures(2), before, AREA) == pytest.approx(1, abs=0.1)
+    thing = brighter(empty, AREA, 60)
+    assert figures.ghost(brighter(empty, ~AREA, 60), empty, empty, thing[-1], every) == 0
+    assert figures.ghost(thing, empty, empty, thing[-1], ~AREA) is None
+    assert figures.ghost(empty, empty, empty, empty[-1], every) is None
 
 
 def test_energy_of_motion_counts_what_moves_in_the_area() -> None:
@@ -110,9 +133,22 @@ def test_recall_and_precision_count_tiles_over_all_chunks() -> None:
 
 @pytest.mark.parametrize("name", list(scenes(64, 64)))
 def test_a_scene_is_the_same_each_time_and_moves_as_it_should(name: str) -> None:
-    scene, noise = scenes(160, 96)[name]
-    true, seen = shoot(scene, noise, 9)
-    assert np.array_equal(seen, shoot(scene, noise, 9)[1])
+    scene = scenes(160, 96)[name]
+    true, seen = shoot(scene, 9)
+    assert np.array_equal(seen, shoot(scene, 9)[1])
     assert true.shape == (8, 96, 160, 3)
-    first = shoot(scene, noise, 3)[0]
+    first = shoot(scene, 3)[0]
     assert np.array_equal(true[0], first[0]) == name.startswith("noise")
+
+
+def test_the_visitor_rests_for_twenty_seconds_and_is_gone_before_the_end() -> None:
+    scene = scenes(160, 96)["visitor"]
+    assert scene.chunks is not None
+    empty, resting, leaving = shoot(scene, 0)[0], scene.parts["resting"], scene.parts["leaving"]
+    still = shoot(scene, resting[0])[0]
+    assert len(resting) >= 39
+    assert all(np.array_equal(shoot(scene, index)[0], still) for index in (resting[1], resting[-1]))
+    assert not np.array_equal(still, empty)
+    assert not np.array_equal(shoot(scene, leaving[0])[0], still)
+    assert np.array_equal(shoot(scene, scene.chunks - 1)[0], empty)
+    assert leaving[-1] == scene.chunks - 1

@@ -17,8 +17,8 @@ HIGH = WIDTH * 96 // 160 + 4
 
 
 def test_a_row_for_each_kind_and_a_column_for_each_chunk() -> None:
-    engine, (scene, noise) = regions_engine(), scenes(160, 96)["speaker"]
-    sources = [shoot(scene, noise, index)[1] for index in range(3 + SHOWN)]
+    engine, scene = regions_engine(), scenes(160, 96)["speaker"]
+    sources = [shoot(scene, index)[1] for index in range(3 + SHOWN)]
     followed = strip(engine, Controls("ball", regions=0.5), sources)
     assert followed.shape == (4 * HIGH, SHOWN * (WIDTH + 4), 3)
     seen = cv2.resize(sources[-1][-1], (WIDTH, HIGH - 4), interpolation=cv2.INTER_AREA)
@@ -41,8 +41,8 @@ def test_what_was_computed_is_tinted() -> None:
 
 def test_every_scene_and_text_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Engine = regions_engine()
-    assert set(SCENES) <= set(scenes(160, 96))
-    monkeypatch.setattr(region_strips, "SCENES", ("visitor",))
+    assert {scene for scene, _ in SCENES.values()} <= set(scenes(160, 96))
+    monkeypatch.setattr(region_strips, "SCENES", {"visitor": ("visitor", 4)})
     monkeypatch.setattr(region_strips, "TEXTS", ("a red ball",))
     paths = draw_strips(engine, tmp_path / "strips", 0.5)
     assert [path.name for path in paths] == ["visitor.jpg", "text-1.jpg"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig, RegionConfig
 from pipeline.kv_cache import KVCache
-from pipeline.region_cache import RegionAttention, RegionCache
+from pipeline.region_cache import RegionAttention, RegionCache, going_back
 from pipeline.student import CachedAttention, Student, TextKV, attention, rotate
 from pipeline.tiles import Tiles
 from tests.pipeline.conftest import stir
@@ -101,6 +101,7 @@ class Substituted(CachedAttention):
     held: Tensor
     seen: Callable[[int, int], tuple[Tensor, Tensor] | None]  # (step, layer) -> keys, values (T, N, H, D)
     step = 0
+    key_rows: Tensor | None = None  # rotations of the chunk's keys in denoise passes, if they are not the chunk's own
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past_k, past_v = self.past(layer)
@@ -115,11 +116,12 @@ class Substituted(CachedAttention):
             hidden = torch.zeros(self.tokens, dtype=torch.bool)
             hidden[self.held] = True
             mask = ~torch.cat((torch.zeros(past_k.shape[1], dtype=torch.bool), hidden.repeat(k.shape[1])))[None]
-        keys = torch.cat((past_k, rotate(k.flatten(1, 2), self.rows)), 1)
+        key_rows = self.rows if self.writing or self.key_rows is None else self.key_rows
+        keys = torch.cat((past_k, rotate(k.flatten(1, 2), key_rows)), 1)
         return attention(rotate(q, self.rows), keys, torch.cat((past_v, v.flatten(1, 2)), 1), mask)
 
 
-@pytest.mark.parametrize("carry", ["same_step", "clean", "none"])
+@pytest.mark.parametrize("carry", ["same_step", "own_time", "clean", "none"])
 def test_chosen_tiles_equal_a_dense_pass_that_sees_held_tokens_as_they_are_carried(
     student: Student, config: ModelConfig, carry: str
 ) -> None:
@@ -135,14 +137,26 @@ def test_chosen_tiles_equal_a_dense_pass_that_sees_held_tokens_as_they_are_carri
         def seen(step: int, layer: int, newest: list[tuple[Tensor, ...]] = newest) -> tuple[Tensor, Tensor] | None:
             if step == 2 or carry == "clean":
                 return newest[layer][0], newest[layer][1]
-            return (kept_k[step, layer], kept_v[step, layer]) if carry == "same_step" else None
+            return None if carry == "none" else (kept_k[step, layer], kept_v[step, layer])
 
         attend = Substituted(twin.cache, student, config.grid, config.chunk)
         attend.held, attend.seen = held, seen
+        if carry == "own_time":  # of the second chunk, frames 2 and 3, whichever chunk is being made
+            ours.regions.age_HW[~MASK] = seed - 2
+            now, then = attend.rows.unflatten(1, (2, -1)), student.rope_rows([2, 3], config.grid).unflatten(1, (2, -1))
+            attend.key_rows = now.clone()
+            attend.key_rows[:, :, held] = then[:, :, held]
+            attend.key_rows = attend.key_rows.flatten(1, 2)
         for one, other in zip(twin.push(seed, attend=attend), ours.push(seed, tiles), strict=True):
             torch.testing.assert_close(tiles.gather(one), other, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours.cache.keys, twin.cache.keys, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours.cache.values, twin.cache.values, atol=1e-5, rtol=1e-5)
+
+
+def test_no_frame_goes_back_before_the_oldest_that_can_be() -> None:
+    assert going_back([6, 7]) == [[6, 7], [4, 5], [2, 3], [0, 1]]
+    assert going_back([5, 6, 7]) == [[5, 6, 7], [2, 3, 4], [0, 1, 2]]
+    assert going_back([0, 1]) == [[0, 1]]
 
 
 def test_the_ring_has_a_held_token_as_it_was_last_computed_once_for_each_frame(
