@@ -376,16 +376,10 @@ def doctor(
     calm_openmp(default_threads())
     from app.doctor import MISSING, examine
 
-    try:
-        chosen: Path | WanModel | None = named(model, "cpu", like=like, folders=_folders())
-    except SPOKEN:
-        if model is None or not model.is_dir():
-            raise
-        chosen = model  # what is wrong with a folder is a finding
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
     missing = 0
     table = Table.grid(padding=(0, 2))
-    for finding in examine(chosen, host, port):
+    for finding in examine(lambda: named(model, "cpu", like=like, folders=_folders()), host, port):
         missing += finding.level == MISSING
         colour = colours[finding.level]
         remedy = f" {finding.remedy}" if finding.remedy else ""

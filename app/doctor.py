@@ -37,8 +37,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine(model: Path | WanModel | None, host: str, port: int) -> Iterator[Finding]:
-    """All findings, as they are found."""
+def examine(choose: Callable[[], Path | WanModel | None], host: str, port: int) -> Iterator[Finding]:
+    """All findings, as they are found. choose: says which model is meant, or why there is none."""
     yield from _python()
     yield from _packages()
     yield from _machine()
@@ -46,7 +46,7 @@ def examine(model: Path | WanModel | None, host: str, port: int) -> Iterator[Fin
     yield from _xformers()
     yield from _codecs()
     yield from _port(host, port)
-    yield from _weights(model)
+    yield from _weights(choose)
     yield from _browser()
 
 
@@ -149,14 +149,14 @@ def _port(host: str, port: int) -> Iterator[Finding]:
         yield Finding(WARN, "port", error.message.rstrip("."), error.remedy)
 
 
-def _weights(model: Path | WanModel | None) -> Iterator[Finding]:
+def _weights(choose: Callable[[], Path | WanModel | None]) -> Iterator[Finding]:
     if find_spec("torch") is None:
         return
     from app.stopwatch import Stopwatch
     from app.worker import LoadEngine
 
     try:
-        config = LoadEngine(model, "cpu", default_threads())(Stopwatch().trace).config
+        config = LoadEngine(choose(), "cpu", default_threads())(Stopwatch().trace).config
     except SPOKEN as error:
         yield Finding(MISSING, "weights", error.message, error.remedy)
     else:

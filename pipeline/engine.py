@@ -135,7 +135,7 @@ class Engine:
             source, control = None, None
             if frames_TCHW is not None:
                 source, control = self._encode(state, controls, frames_TCHW, plan)
-        clean = self._denoise(state, sigmas, asked, source, control, plan)
+        clean = self._denoise(state, sigmas, source, control, plan)
         state.drawn(None if plan is None else plan.tiles)
         with self.trace("decode"):
             whole, frames_TCHW = self._decode(state, clean, plan)
@@ -205,6 +205,7 @@ class Engine:
             return None
         key = (state.wording.version, tuple(asked), controls.structure, frames_TCHW is None, controls.source)
         plan = Plan.begin(state.regions, controls.regions, controls.paint, key, frames_TCHW)
+        plan.asked = tuple(asked)
         if plan.anew and plan.tiles is not None:
             state.regions.forget(plan.tiles.tokens(self.config.grid), state.cache.written)
         return plan
@@ -225,17 +226,10 @@ class Engine:
         return latents[None], edges if plan is None or plan.tiles is None else plan.tiles.gather(edges)
 
     def _denoise(
-        self,
-        state: StreamState,
-        sigmas: list[float],
-        asked: list[float],
-        source: Tensor | None,
-        control: Tensor | None,
-        plan: Plan | None,
+        self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
     ) -> Tensor:
         """Denoise passes, then the cache pass, unless the last of them is both.
 
-        asked: the schedule before it was lowered, by which held keys know their passes.
         Returns clean latents (1, T, C, h, w), a column of the planned tiles.
         """
         config, text = self.config, state.text
@@ -243,7 +237,7 @@ class Engine:
         shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
         attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
         if plan is not None:
-            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, asked)
+            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, plan.asked)
         cache_only = config.cache.clean_pass or config.cache.rewrites or not sigmas
         writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.

@@ -28,11 +28,11 @@ def transformer_in(folder: Path) -> Path | None:
             return place
     if (folder / "config.json").is_file():
         return None
-    what = "a file" if folder.is_file() else "neither a model folder nor a transformer in diffusers' layout"
+    what = "is a file" if folder.is_file() else "holds no model"
     raise PipelineError(
         "model_unknown",
-        f"{folder} is {what}.",
-        "Name a folder that `stillstream train` exported, or convert a checkpoint: `stillstream models convert`.",
+        f"{folder} {what}.",
+        "Name a model folder, or convert a checkpoint: `stillstream models convert`.",
     )
 
 

@@ -32,7 +32,8 @@ class Plan:
     """mask_HW: tiles to compute, None: all. refreshed_HW: those of them that are computed for their age alone.
 
     sourced, probing: what the mask is made from, the source's pictures or the first pass; neither: it was painted.
-    anew: what is painted is to show another prompt, so that its past would only hold it back.
+    anew: what is painted is to show another prompt, so that its past would only hold it back. asked: the schedule that
+    is asked for, by which carried keys know their passes; the one that is run may begin lower.
     """
 
     regions: RegionCache
@@ -44,6 +45,7 @@ class Plan:
     tiles: Tiles | None = None
     checked: bool = False
     anew: bool = False
+    asked: tuple[float, ...] = ()
     sensitivity: Sensitivity = field(init=False)
 
     def __post_init__(self) -> None:

@@ -62,13 +62,7 @@ class GuidedTeacher(Engine):
             state.wording.version += 1
 
     def _denoise(
-        self,
-        state: StreamState,
-        sigmas: list[float],
-        asked: list[float],
-        source: Tensor | None,
-        control: Tensor | None,
-        plan: Plan | None,
+        self, state: StreamState, sigmas: list[float], source: Tensor | None, control: Tensor | None, plan: Plan | None
     ) -> Tensor:
         assert source is None and plan is None, "the teacher follows no camera and holds nothing"
         config, text = self.config, state.text

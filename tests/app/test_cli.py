@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from app import cli
 from app.clip import read_clip
+from app.clip import write_clip as write_video
 from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from tests.app.tiny import TINY
 
@@ -139,6 +141,19 @@ def test_a_clip_is_written_and_the_same_seed_makes_the_same_latents(tiny_model: 
 
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert len(list(read_clip(tmp_path / "one.mp4", TINY.fps, TINY.width, TINY.height))) == 8
+
+
+def test_a_clip_keeps_closer_to_a_fast_video_where_that_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    pictures_THWC = np.zeros((8, TINY.height, TINY.width, 3), np.uint8)
+    pictures_THWC[1::2] = 255
+    with write_video(tmp_path / "fast.mp4", TINY.fps) as clip:
+        clip.write(pictures_THWC)
+    for name, words in (("unsaid", ()), ("closer", ("--motion-aware",))):
+        words = (*words, "--input", "fast.mp4", "--out", f"{name}.mp4", "--latents", f"{name}.safetensors")
+        ended = _run("generate", "--prompt", "red ball", *words, "--model", str(tiny_model), cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+
+    assert (tmp_path / "unsaid.safetensors").read_bytes() != (tmp_path / "closer.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("moment", ["while the model loads", "when all is ready"])

@@ -231,7 +231,7 @@ def test_each_missing_or_wrong_thing_says_what_to_do(run: Path, shelf: Shelf, tm
     folder = converted(shelf, "--base", "wan-1.3b")
     export = run / "export"
     assert "no folder" in refusal(lambda: chosen(shelf, tmp_path / "nothing"), "model_unknown").message
-    assert "neither" in refusal(lambda: chosen(shelf, shelf.models), "model_unknown").message
+    assert "holds no model" in refusal(lambda: chosen(shelf, shelf.models), "model_unknown").message
     checkpoint_told = refusal(lambda: chosen(shelf, tmp_path / "my.pt"), "model_unknown")
     assert "is a file" in checkpoint_told.message and "models convert" in checkpoint_told.remedy
     refusal(lambda: chosen(shelf, folder, like="sora"), "model_unknown")
