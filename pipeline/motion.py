@@ -23,6 +23,8 @@ SEEN_LIGHT = 0.057  # of 2: a change by light alone that a person nearly sees; t
 NOISE_LIMIT = 0.03  # of 2: more than this is motion, whatever else it looks like
 TEXTURE = 0.03  # deviation within a tile that shows motion at all
 MOVED_SHARE = 0.6  # of the textured tiles: the camera moves
+REACH = 16  # pixels around a latent's change that its pictures are seen to change in, and a mover comes within a chunk
+WILD = 3  # times what counts as a latent's change: so much reaches around it
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,12 @@ class Sensitivity:
     """What one dial, 0 < dial <= 1 (quality to speed), means.
 
     noises: how many deviations of noise a change must exceed, and floor: how much in any case (pictures from -1 to 1).
-    margin: blocks around a change that count as changed. drift: change of a latent that counts, in its unit deviation.
-    grow: neighbours of what moves count as moving, where no picture says how far it comes.
+    drift: change of a latent that counts, in its unit deviation. grow: neighbours of what moves count as moving, where
+    no picture says how far it comes.
     """
 
     noises: float
     floor: float
-    margin: int
     drift: float
     grow: bool
 
@@ -45,7 +46,7 @@ class Sensitivity:
         def between(low: float, high: float) -> float:
             return low + dial * (high - low)
 
-        return cls(between(4.0, 6.0), between(0.03, 0.09), round(between(1.0, -0.2)), between(0.08, 0.20), dial < 0.5)
+        return cls(between(4.0, 6.0), between(0.02, 0.09), between(0.08, 0.20), dial < 0.5)
 
 
 class SourceMotion:
@@ -87,8 +88,7 @@ class SourceMotion:
         self.moving_HW, self.moved_HW = tiles_of(changed), F.max_pool2d(changed[None].float(), 3, 1, 1)[0] > 0
         if camera_moves(self.moving_HW, self.reference_CHW):
             return None
-        side = 2 * sensitivity.margin + 1
-        mask = tiles_of(F.max_pool2d(changed[None].float(), side, 1, sensitivity.margin)[0] > 0) | self._lit(gains)
+        mask = self.moving_HW | self._lit(gains)
         return None if mask.all() else mask
 
     def _lit(self, gains_T: Tensor) -> np.ndarray:
@@ -149,10 +149,13 @@ class ProbeMotion:
         if not held:
             return None
         tiles = self.moving_HW.shape
-        change_HW = per_tile(estimate_TCHW - self.reference_CHW, tiles).amax(0)
+        change_TCHW = estimate_TCHW - self.reference_CHW
+        change_HW = per_tile(change_TCHW, tiles).amax(0)
         calm = float(change_HW.flatten().quantile(0.2))  # how much the estimate of a still tile depends on its noise
         limit = min(max(sensitivity.drift, 2.5 * calm), 2.5 * sensitivity.drift)
-        return self._forecast(change_HW.cpu().numpy() > limit, sensitivity)
+        # A blurred estimate shows a mover's middle: its edge enters a tile in the chunk's last pictures.
+        reached_HW = within_reach(change_TCHW.square().mean(1).sqrt().amax(0), limit, tiles)
+        return self._forecast((change_HW.cpu().numpy() > limit) | reached_HW, sensitivity)
 
     def _forecast(self, changed_HW: np.ndarray, sensitivity: Sensitivity) -> np.ndarray:
         mask = changed_HW | self.moving_HW
@@ -223,6 +226,16 @@ def over_blocks(mask_HW: np.ndarray, device: torch.device | str) -> Tensor:
 def per_tile(x_TCHW: Tensor, tiles: tuple[int, int]) -> Tensor:
     """Root mean square of each tile, (T, rows, columns)."""
     return F.adaptive_avg_pool2d(x_TCHW.square().mean(1, keepdim=True), tiles)[:, 0].sqrt()
+
+
+def within_reach(changed_HW: Tensor, limit: float, tiles: tuple[int, int]) -> np.ndarray:
+    """Tiles within reach of a latent cell that changed much. changed_HW: how far each changed; limit: what counts."""
+    rows, _ = tiles
+    cells = len(changed_HW) // rows
+    far = -(-REACH * cells // TILE_PIXELS)
+    near = F.max_pool2d((changed_HW > WILD * limit).float()[None], 2 * far + 1, 1, far)
+    mask: np.ndarray = (F.max_pool2d(near, cells)[0] > 0).cpu().numpy()
+    return mask
 
 
 def grown(mask_HW: np.ndarray) -> np.ndarray:

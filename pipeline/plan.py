@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
-from pipeline.config import TILE_PIXELS
-from pipeline.motion import Sensitivity
+from pipeline.motion import Sensitivity, within_reach
 from pipeline.region_cache import RegionCache
 from pipeline.tiles import Tiles
 
@@ -23,7 +21,6 @@ PROBED_BREAK_EVEN = 0.5  # the same where the first pass is dense
 AGAIN = 0.3  # share of tiles up to which passes are worth running again
 SIZES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)  # of columns: few, so that shapes are static
 SETTLE = 3  # dense chunks before anything is held: the window then holds what the new prompt drew
-REACH = 16  # pixels around a change that its pictures are seen to change in
 OLDEST = (24, 96)  # chunks that a tile may be held, at the dial's ends
 
 
@@ -108,7 +105,6 @@ class Plan:
         changed_HW, drawn = self.changed(clean_BTCHW), None
         if self.probing:
             self.regions.probe.keep(changed_HW, self.mask_HW, self.sensitivity)
-            self.regions.probe.moving_HW |= self._around(changed_HW)
         if self.sourced:
             self.regions.source.keep(self.mask_HW)
         if self.mask_HW is not None:
@@ -116,13 +112,7 @@ class Plan:
         return self.regions.keep(clean_BTCHW, self.tiles), drawn
 
     def _around(self, changed_HW: Tensor) -> np.ndarray:
-        """Tiles within reach of a cell that changed much."""
-        stride = TILE_PIXELS * len(self.regions.age_HW) // len(changed_HW)
-        reach = -(-REACH // stride)
-        wild = (changed_HW > 3 * self.sensitivity.drift).float()[None]
-        near = F.max_pool2d(wild, 2 * reach + 1, 1, reach)
-        tiles: np.ndarray = (F.max_pool2d(near, TILE_PIXELS // stride)[0] > 0).cpu().numpy()
-        return tiles
+        return within_reach(changed_HW, self.sensitivity.drift, self.regions.probe.moving_HW.shape)
 
     def _take(self, mask_HW: np.ndarray | None) -> None:
         """Settle on a mask, or on all tiles."""

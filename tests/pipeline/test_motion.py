@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.motion import BLOCK, ProbeMotion, Sensitivity, SourceMotion, block_means, grown
+from pipeline.motion import BLOCK, WILD, ProbeMotion, Sensitivity, SourceMotion, block_means, grown
 
 HEIGHT, WIDTH, PICTURES, PER_LATENT = 96, 160, 8, 4
 DIALS = (0.1, 0.5, 1.0)
@@ -64,6 +64,14 @@ def test_who_left_the_picture_is_not_kept_there(dial: float) -> None:
     motion = settled(dial, clip(*[(40, 40, 16, 16)] * 8))
     assert look(motion, clip(), dial)[1, 1]
     assert not look(motion, clip(), dial).any()
+
+
+def test_what_a_person_can_just_see_is_seen_at_the_quality_end_of_the_dial_and_not_at_the_other() -> None:
+    """Nine levels of 255 in a stripe of half a block."""
+    frames = clip()
+    frames[3, :, 40:56, 70:72] += 0.07
+    assert look(settled(0.1, clip()), frames, 0.1).sum() == 1
+    assert not look(settled(1.0, clip()), frames, 1.0).any()
 
 
 def test_change_too_slow_to_see_between_chunks_adds_up() -> None:
@@ -149,11 +157,23 @@ def test_the_probe_sees_what_will_change_above_what_noise_does_to_it() -> None:
     assert motion.look(base, False, sensitivity) is None
     motion.keep(torch.zeros(6, 10), None, sensitivity)
     moved = base + 0.04 * torch.randn(base.shape, generator=generator)
-    moved[:, :, 2:4, 4:6] += 0.6
+    moved[:, :, 2:4, 4:6] += 2 * sensitivity.drift
     mask = motion.look(moved, True, sensitivity)
     assert mask is not None
     assert mask[1, 2]
     assert mask.sum() == 1
+
+
+def test_where_the_first_pass_drew_much_change_it_is_looked_for_sixteen_pixels_around() -> None:
+    """One cell of 16 pixels, in the lower right of its tile: what is drawn there may end in the tiles on that side."""
+    motion, sensitivity = ProbeMotion("cpu", (8, 6, 10), (3, 5)), Sensitivity.of(0.5)
+    motion.look(torch.zeros(2, 8, 6, 10), False, sensitivity)
+    for change, tiles in ((WILD - 0.1, 1), (WILD + 0.1, 4)):
+        drawn = torch.zeros(2, 8, 6, 10)
+        drawn[1, :, 3, 5] = change * sensitivity.drift
+        mask = motion.look(drawn, True, sensitivity)
+        assert mask is not None
+        assert mask[1:, 2:4].sum() == mask.sum() == tiles
 
 
 def test_where_the_first_pass_leaves_still_places_exactly_as_they_were_a_small_change_is_no_motion_yet() -> None:
