@@ -32,21 +32,19 @@ class Sensitivity:
     """What one dial, 0 < dial <= 1 (quality to speed), means.
 
     noises: how many deviations of noise a change must exceed, and floor: how much in any case (pictures from -1 to 1).
-    drift: change of a latent that counts, in its unit deviation. grow: neighbours of what moves count as moving, where
-    no picture says how far it comes.
+    drift: change of a latent that counts, in its unit deviation.
     """
 
     noises: float
     floor: float
     drift: float
-    grow: bool
 
     @classmethod
     def of(cls, dial: float) -> "Sensitivity":
         def between(low: float, high: float) -> float:
             return low + dial * (high - low)
 
-        return cls(between(4.0, 6.0), between(0.02, 0.09), between(0.08, 0.20), dial < 0.5)
+        return cls(between(4.0, 6.0), between(0.02, 0.09), between(0.08, 0.20))
 
 
 class SourceMotion:
@@ -155,11 +153,8 @@ class ProbeMotion:
         limit = min(max(sensitivity.drift, 2.5 * calm), 2.5 * sensitivity.drift)
         # A blurred estimate shows a mover's middle: its edge enters a tile in the chunk's last pictures.
         reached_HW = within_reach(change_TCHW.square().mean(1).sqrt().amax(0), limit, tiles)
-        return self._forecast((change_HW.cpu().numpy() > limit) | reached_HW, sensitivity)
-
-    def _forecast(self, changed_HW: np.ndarray, sensitivity: Sensitivity) -> np.ndarray:
-        mask = changed_HW | self.moving_HW
-        return grown(mask) if sensitivity.grow else mask
+        mask: np.ndarray = (change_HW.cpu().numpy() > limit) | reached_HW | self.moving_HW
+        return mask
 
     def keep(self, changed_HW: Tensor, mask_HW: np.ndarray | None, sensitivity: Sensitivity) -> None:
         """These tiles (None: all) were computed. changed_HW: how far each cell now is from what it was."""
@@ -236,10 +231,3 @@ def within_reach(changed_HW: Tensor, limit: float, tiles: tuple[int, int]) -> np
     near = F.max_pool2d((changed_HW > WILD * limit).float()[None], 2 * far + 1, 1, far)
     mask: np.ndarray = (F.max_pool2d(near, cells)[0] > 0).cpu().numpy()
     return mask
-
-
-def grown(mask_HW: np.ndarray) -> np.ndarray:
-    """With the neighbours on the four sides."""
-    wide = np.pad(mask_HW, 1)
-    around: np.ndarray = wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
-    return around
