@@ -108,7 +108,10 @@ class Plan:
         if self.sourced:
             self.regions.source.keep(self.mask_HW)
         if self.mask_HW is not None:
-            drawn = Tiles.of(self.mask_HW | self._around(changed_HW), clean_BTCHW.device)
+            reached = self._around(changed_HW)
+            drawn = Tiles.of(self.mask_HW | reached, clean_BTCHW.device)
+            if self.probing:
+                self.regions.probe.moving_HW |= reached & ~self.mask_HW
         return self.regions.keep(clean_BTCHW, self.tiles), drawn
 
     def _around(self, changed_HW: Tensor) -> np.ndarray:

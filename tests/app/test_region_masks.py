@@ -12,7 +12,7 @@ from pipeline.plan import SETTLE
 SMALL, LARGE = (224, 160), (320, 192)  # small frames tell the same, but that the clock's hand hardly moves in them
 STILL, PARTLY, WHOLLY = ("noise_2", "noise_5", "noise_10"), ("speaker", "clock", "exposure", "visitor"), ("pan", "rain")
 AT_ONCE, HAPPENS = ("light", "cut"), 8  # and in which chunk
-CHUNKS = {"speaker": range(8), "clock": range(8), "exposure": range(12)} | dict.fromkeys(AT_ONCE, range(5, 11))
+CHUNKS = {"speaker": range(8), "clock": range(7), "exposure": range(10)} | dict.fromkeys(AT_ONCE, range(5, 11))
 DIALS = (0.1, 0.5, 1.0)
 
 Shot = tuple[str, range, list[tuple[np.ndarray, np.ndarray]]]

@@ -157,7 +157,7 @@ def test_text_alone_holds_what_the_first_pass_leaves_as_it_was(wide: Engine, mon
     assert np.array_equal(chunk.latents_TCHW[0][:, cells], last.latents_TCHW[-1][:, cells])
 
 
-def test_passes_run_again_with_the_neighbours_once_motion_reaches_the_border_where_these_are_few(
+def test_passes_run_again_with_the_neighbours_once_motion_reaches_the_border_or_these_follow_a_chunk_later(
     wide: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the corner there are three, in the middle eight, which would cost too much."""
@@ -172,6 +172,8 @@ def test_passes_run_again_with_the_neighbours_once_motion_reaches_the_border_whe
             chunk = wide.step(state, RED)
         assert chunk.active_HW is not None
         assert chunk.active_HW[0:2, 0:2].all() == again
+        assert state.regions is not None
+        assert (chunk.active_HW | state.regions.probe.moving_HW)[0:2, 0:2].all()
 
 
 def test_a_reset_forgets_what_was_held(wide: Engine) -> None:
