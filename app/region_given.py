@@ -51,7 +51,7 @@ class GivenEngine(Engine):
         plan = super()._plan(state, controls, sigmas, frames_TCHW)
         if plan is None or controls.paint or plan.regions.since < SETTLE:
             return plan
-        given = GivenPlan(plan.regions, plan.dial, plan.sourced, plan.probing, given_HW=self.given_HW)
+        given = GivenPlan(plan.regions, plan.dial, plan.sourced, plan.probing, asked=plan.asked, given_HW=self.given_HW)
         if not given.probing:  # else the first pass comes before the mask
             given.take_given()
         return given

@@ -61,3 +61,16 @@ def test_a_given_mask_leaves_dense_chunks_alone(engine: Engine) -> None:
     for _ in range(4):
         ours, plain = given.step(state, Controls("ball")), engine.step(twin, Controls("ball"))
     assert np.array_equal(ours.frames_THWC, plain.frames_THWC)
+
+
+def test_a_stream_that_is_given_its_own_masks_draws_what_it_drew(engine: Engine) -> None:
+    """With the same keys for held tokens, too."""
+    given, controls = GivenEngine(engine), Controls("ball", regions=0.5)
+    state, twin = given.open(7), engine.open(7)
+    shots, sparse = [shoot(scenes(160, 96)["speaker"], index)[1] for index in range(7)], 0
+    for source in shots:
+        own = engine.step(twin, controls, source)
+        given.given_HW = own.active_HW
+        assert np.array_equal(given.step(state, controls, source).latents_TCHW, own.latents_TCHW)
+        sparse += own.active_HW is not None and not own.active_HW.all()
+    assert sparse >= 3
