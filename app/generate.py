@@ -12,9 +12,9 @@ import numpy as np
 from app.clip import read_clip, read_picture, replacing, write_clip
 from app.errors import DENSE_ONLY
 from app.mailbox import opening
-from app.region_strips import tinted
 from app.savings import Savings
 from app.stopwatch import Stopwatch
+from app.tint import tinted
 from app.worker import EngineFactory, unknown_words
 from pipeline.chunk import Chunk, Controls
 from pipeline.config import ModelConfig

@@ -85,8 +85,6 @@ def speeds_of(engine: Any, mode: str, chunks: int, dial: float, shares: tuple[fl
         spent: dict[str, list[Spent]] = {"dense": [], "sparse": []}
         for number in range(chunks):
             seen, twin = source(), deepcopy(state)
-            if mode == PAINTED and mask.all():  # a dense chunk, and what remembering it costs
-                state.regions.ready = False
             steps = {
                 "dense": partial(given.step, twin, plain, seen),
                 "sparse": partial(given.step, state, controls, seen),

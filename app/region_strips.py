@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from app import region_figures as figures
 from app.region_run import FIRST
 from app.region_scenes import FOLLOWED, TEXTS, scenes, shoot
+from app.tint import tinted
 from pipeline.chunk import Chunk, Controls
 
 SHOWN = 5  # chunks of each
@@ -26,7 +26,6 @@ SCENES = {
     **{name: (name, 6) for name in ("light", "cut")},
 }
 WIDTH = 192  # of a picture, in pixels
-TINT = np.array([56, 182, 255], np.float32)
 QUALITY = 80
 
 
@@ -62,15 +61,6 @@ def strip(engine: Any, controls: Controls, sources: list[Any]) -> np.ndarray:
             rows = (*seen, dense.frames_THWC[-1], sparse.frames_THWC[-1], tinted(sparse)[-1])
             columns.append(np.concatenate([small(row) for row in rows]))
     return np.concatenate(columns, 1)
-
-
-def tinted(chunk: Chunk) -> np.ndarray:
-    """The pictures (T, H, W, 3), uint8, a third of the tint over what was computed."""
-    every = np.ones(chunk.frames_THWC.shape[1:3], bool)
-    area = every if chunk.active_HW is None else figures.over_pixels(chunk.active_HW)
-    mixed = np.where(area[..., None], chunk.frames_THWC * (2 / 3) + TINT / 3, chunk.frames_THWC)
-    made: np.ndarray = mixed.round().astype(np.uint8)
-    return made
 
 
 def small(picture_HWC: np.ndarray) -> np.ndarray:

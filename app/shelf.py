@@ -1,8 +1,7 @@
 """Models on this machine: fetched from the hub, checked, converted, and taken away again.
 
 What is fetched stays in the hub's own cache, where other programs find it too; what is converted stands on the shelf,
-one folder a family, and so do
-models of one's own, a folder each. Imports torch only to convert. Knows no command line and no engine.
+one folder a family, and so do models of one's own. Imports torch only to convert. Knows no command line and no engine.
 """
 
 import errno

@@ -8,8 +8,8 @@ import pytest
 
 from app import region_strips
 from app.region_scenes import scenes, shoot
-from app.region_strips import SCENES, SHOWN, TINT, WIDTH, draw_strips, strip, tinted
-from pipeline.chunk import Chunk, Controls
+from app.region_strips import SCENES, SHOWN, WIDTH, draw_strips, strip
+from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from tests.app.tiny import regions_engine
 
@@ -25,18 +25,6 @@ def test_a_row_for_each_kind_and_a_column_for_each_chunk() -> None:
     assert np.array_equal(followed[: HIGH - 4, -WIDTH - 4 : -4], seen)
     alone = strip(engine, Controls("ball", regions=0.5), [None] * 4)
     assert alone.shape == (3 * HIGH, 4 * (WIDTH + 4), 3)
-
-
-def test_what_was_computed_is_tinted() -> None:
-    mask = np.array([[0, 1], [0, 0]], bool)
-    frames, latents = np.full((2, 64, 64, 3), 90, np.uint8), np.zeros((1, 1, 1, 1), np.float32)
-    pictures = tinted(Chunk(0, 0, frames, latents, active_HW=mask))
-    assert pictures.shape == frames.shape
-    picture = pictures[0]
-    assert np.array_equal(picture, pictures[1])
-    assert np.array_equal(picture[0, 32], (60 + TINT / 3).round())
-    assert (picture[:, :32] == 90).all()
-    assert np.array_equal(tinted(Chunk(0, 0, frames, latents))[1, 63, 0], picture[0, 32])
 
 
 def test_every_scene_and_text_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
