@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig
@@ -20,12 +19,13 @@ from pipeline.training.autoencoder import train_autoencoder
 from pipeline.training.card import card, record
 from pipeline.training.clips import CHUNKS, Clips, encode_clips
 from pipeline.training.footage import take_in, told
+from pipeline.training.growth import can_grow, grow
 from pipeline.training.look import look
 from pipeline.training.loop import can_compile
 from pipeline.training.matching import train_matching
 from pipeline.training.settings import TrainSettings, WanSettings
 from pipeline.training.student import train_student
-from pipeline.training.teacher import GATE_START, Denoiser, train_teacher
+from pipeline.training.teacher import Denoiser, train_teacher
 from pipeline.weights import export, load_parts, pocket_folder
 
 STAGES = ("autoencoder", "clips", "teacher", "student", "matching", "export")
@@ -51,38 +51,20 @@ def scaled(settings: Settings, budget_s: float | None) -> Settings:
 
 def begin(start: str | None, config: ModelConfig) -> tuple[PocketCodec | None, dict[str, Tensor] | None]:
     """A codec and a denoiser's weights to begin with. The text encoder comes along where the words are the same; a
-    start that knows no structure gets the channels for it, one that has no gate a gate that is nearly shut.
+    smaller student is grown (`growth.py`).
 
     Raises PipelineError `start_of_another_model`, and what `weights.load_parts` raises.
     """
     if start is None:
         return None, None
     known, codec, text, student = load_parts(pocket_folder() if start == "pocket" else Path(start))
-    size, theirs = config.student, known.student
-    control = size.control_channels - theirs.control_channels
-    gate = int(config.sampler.prediction == "gated" and known.sampler.prediction == "clean")
-    grown = replace(
-        theirs,
-        in_channels=theirs.in_channels + control,
-        control_channels=size.control_channels,
-        out_channels=theirs.out_channels + gate,
-    )
-    if known.codec != config.codec or control < 0 or grown != size:
+    if known.codec != config.codec or not can_grow(known, config):
         raise PipelineError(
             "start_of_another_model",
-            f"The model in {start} has other sizes than the one that is to be trained.",
-            "Take its sizes over in [model], or leave `start` out.",
+            f"The model in {start} has other sizes than the one that is to be trained, and cannot grow into it.",
+            "Take its sizes over in [model] (num_layers and ffn_dim may be larger), or leave `start` out.",
         )
-    weights = {f"student.{name}": value for name, value in student.state_dict().items()}
-    if control:  # structure begins as nothing
-        name = "student.model.patch_embedding.weight"
-        weights[name] = F.pad(weights[name], (0, 0, 0, 0, 0, 0, 0, control))
-    if gate:
-        for part, start_value in (("weight", 0.0), ("bias", GATE_START)):
-            name = f"student.model.proj_out.{part}"
-            cells = weights[name].unflatten(0, (-1, theirs.out_channels))
-            row = torch.full_like(cells[:, :1], start_value)
-            weights[name] = torch.cat([cells, row], 1).flatten(0, 1)
+    weights = {f"student.{name}": value for name, value in grow(student.state_dict(), known, config).items()}
     if known.text == config.text:
         weights |= {f"text.{name}": value for name, value in text.state_dict().items()}
     return codec, weights

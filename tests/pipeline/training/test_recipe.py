@@ -148,7 +148,7 @@ def test_a_model_without_a_gate_gets_one_that_is_nearly_shut(trained: Path, sett
 
 
 def test_a_model_of_other_sizes_cannot_be_begun_with(trained: Path, settings: TrainSettings) -> None:
-    other = replace(settings.model, student=replace(settings.model.student, num_layers=3))
+    other = replace(settings.model, student=replace(settings.model.student, num_attention_heads=3))
     with pytest.raises(PipelineError) as refused:
         begin(str(trained / "export"), other)
     assert refused.value.code == "start_of_another_model"
