@@ -77,6 +77,9 @@ class SamplerConfig:
     the noise through); or those and, in one channel more, a gate: how much of the latent frame before each one stays,
     so that what stands still is not drawn anew. first_steps: those of a stream's first chunk, where they are others.
     any_steps: whether the model was trained for any number of passes, so that a viewer may choose it.
+    anchored: passes of a level up to this one see the sink alone of what is remembered, where a chunk is made from
+    noise: what a thing looks like is drawn from the stream's opening and the words, not from newest chunks whose wear
+    it would hand on. A gate stays that of the pass before them. 0: none.
     """
 
     shift: float = 3.0
@@ -84,6 +87,7 @@ class SamplerConfig:
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     first_steps: tuple[int, ...] = ()
     any_steps: bool = False
+    anchored: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def most_steps(self) -> int:

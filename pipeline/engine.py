@@ -22,7 +22,7 @@ from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, from_noise, levels, levels_from, lowered, shut
+from pipeline.sampler import Anchor, denoise, draw_noise, from_noise, levels, levels_from, lowered, shut
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
@@ -244,6 +244,7 @@ class Engine:
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
         gated = config.sampler.prediction == "gated"
         last_BTCHW, same_HW = last_before(state) if gated else (None, None)
+        anchor = Anchor(config.sampler, on=sigmas[:1] == [1.0] and attend.frames > 0)
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -253,6 +254,7 @@ class Engine:
             def student(noisy: Tensor, sigma: float, step: int) -> Tensor:
                 with self.trace(f"denoise_{first + step}"):
                     attend.writing = first + step == writer
+                    attend.anchored = anchor.holds(sigma)
                     if isinstance(attend, RegionAttention):
                         attend.step = first + step
                         attend.choose(tiles)
@@ -261,9 +263,9 @@ class Engine:
                         out = cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
                     else:
                         out = self.student.predict(noisy, sigma, text, attend, control, tiles)
-                    if same_HW is None:
-                        return out
-                    return shut(out, (same_HW if tiles is None else tiles.gather(same_HW))[None])
+                    if same_HW is not None:
+                        out = shut(out, (same_HW if tiles is None else tiles.gather(same_HW))[None])
+                    return anchor.keep(out, sigma)
 
             before = last_BTCHW if last_BTCHW is None or tiles is None else tiles.gather(last_BTCHW)
             return denoise(student, noise, sigmas[first:last], start, config.sampler.prediction, before)
@@ -271,17 +273,22 @@ class Engine:
         if plan is None or not plan.probing:
             clean = passes(0, None, source, plan.tiles if plan else None)
         else:
-            probe = passes(0, 1, None, None)
+            probe, gate = passes(0, 1, None, None), anchor.gate
             plan.see(probe[0])
-            clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
+
+            def rest() -> Tensor:
+                anchor.gate = gate if gate is None or plan.tiles is None else plan.tiles.gather(gate)
+                return passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
+
+            clean = rest()
             while plan.spreads(clean):
-                clean = passes(1, None, probe if plan.tiles is None else plan.tiles.gather(probe), plan.tiles)
+                clean = rest()
         if writer is None and not config.cache.rewrites:
             with self.trace("cache"):
                 tiles = plan.tiles if plan else None
                 if isinstance(attend, RegionAttention):
                     attend.choose(tiles)
-                attend.writing = True
+                attend.writing, attend.anchored = True, False
                 self.student.predict(clean, 0.0, text, attend, control, tiles)
         state.cache.commit(config.chunk)
         return clean

@@ -168,8 +168,9 @@ class RegionAttention(CachedAttention):
         numbers = torch.tensor(cache.numbers(), dtype=torch.int64, device=regions.known_from_N.device)
         known = (numbers[:, None] >= regions.known_from_N).flatten()
         self._known = None if bool(known.all()) else known.nonzero()[:, 0]
-        if self.bias is not None and self._known is not None:
-            self.bias = self.bias[self._known]
+        if self._known is not None:
+            self.sink = int((self._known < self.sink).sum())
+            self.bias = None if self.bias is None else self.bias[self._known]
         if regions.carry == "own_time":
             own = cache.positions(chunk, student.config.rope_max_seq_len)[self.frames :]
             self._rows_back = torch.stack([student.rope_rows(places, grid) for places in going_back(own)])

@@ -111,6 +111,30 @@ def shut(out: Tensor, same_BHW: Tensor) -> Tensor:
     return torch.cat([out[:, :, :-1], torch.cat(gates, 1)], 2)
 
 
+class Anchor:
+    """Which passes of one chunk see the sink alone, and the gate that these take from the last that saw more.
+
+    What stands still is told by the newest past, which they do not see.
+    """
+
+    def __init__(self, config: SamplerConfig, *, on: bool) -> None:
+        self.level = config.anchored if on else 0.0
+        self.gated = config.prediction == "gated"
+        self.gate: Tensor | None = None
+
+    def holds(self, sigma: float) -> bool:
+        return sigma <= self.level
+
+    def keep(self, out: Tensor, sigma: float) -> Tensor:
+        """What a pass put out, with the gate that counts."""
+        if not self.gated or not self.level:
+            return out
+        if not self.holds(sigma) or self.gate is None:
+            self.gate = out[:, :, -1:]
+            return out
+        return torch.cat([out[:, :, :-1], self.gate], 2)
+
+
 def draw_noise(shape: tuple[int, ...], seed: int, chunk: int, step: int) -> Tensor:
     """Unit normal noise, a pure function of its arguments (Philox): a token's noise does not depend on who asks."""
     bits = np.random.Philox(key=np.array([seed, chunk * 256 + step], dtype=np.uint64))

@@ -103,12 +103,13 @@ class CachedAttention:
 
     While `writing`, each layer's keys and values go to the cache; the caller commits after the pass.
     place: the chunk is not a new one, but `chunk` remembered frames from this one on, which see those before them.
+    While `anchored`, of the past only the sink is seen.
     """
 
     def __init__(
         self, cache: KVCache, student: "Student", grid: tuple[int, int], chunk: int, place: int | None = None
     ) -> None:
-        self.cache, self.writing, self.place = cache, False, place
+        self.cache, self.writing, self.anchored, self.place = cache, False, False, place
         self.tokens = grid[0] * grid[1]
         self.frames = past = cache.frames if place is None else place
         numbers = cache.positions(chunk if place is None else 0, student.config.rope_max_seq_len)
@@ -119,6 +120,7 @@ class CachedAttention:
         self._keeps = cache.keys.device.type == "cpu"
         bias = past_bias(cache.config, self.tokens, past)
         self.bias = None if bias is None else bias.to(cache.keys)
+        self.sink = min(cache.config.sink, past) * self.tokens  # so many of the past's tokens
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys, rotated, and values of what is remembered."""
@@ -138,6 +140,8 @@ class CachedAttention:
     def after_past(self, layer: int, own_k: Tensor, own_v: Tensor) -> tuple[Tensor, Tensor]:
         """The past and then these, valid until the next call for the layer: the past is not copied for every pass."""
         past_k, past_v = self.past(layer)
+        if self.anchored:
+            return torch.cat((past_k[:, : self.sink], own_k), 1), torch.cat((past_v[:, : self.sink], own_v), 1)
         if not self._keeps or torch.is_grad_enabled():  # a backward still wants what the pass before saw
             return torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1)
         keys, values = self._rooms[layer]
@@ -146,7 +150,8 @@ class CachedAttention:
         return keys[:, :end], values[:, :end]
 
     def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, of_past(self.bias, q, k))
+        bias = self.bias[: self.sink] if self.anchored and self.bias is not None else self.bias
+        return attention(q, k, v, of_past(bias, q, k))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = self.look(rotate(q, self.rows), *self.after_past(layer, rotate(k, self.rows), v))

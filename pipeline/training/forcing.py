@@ -14,10 +14,13 @@ from pipeline.student import Student, TextKV, attention, of_past, past_bias, rot
 
 
 class ForcedAttention:
-    """Chunk by chunk, so no work goes into pairs that a mask would throw away. `past` clean chunks come first."""
+    """Chunk by chunk, so no work goes into pairs that a mask would throw away. `past` clean chunks come first.
 
-    def __init__(self, rows: Tensor, past: int, config: ModelConfig) -> None:
-        self.rows, self.past = rows, past
+    anchored: of those before it a noisy chunk sees only the first.
+    """
+
+    def __init__(self, rows: Tensor, past: int, config: ModelConfig, anchored: bool = False) -> None:
+        self.rows, self.past, self.anchored = rows, past, anchored
         frames = [config.chunk * chunk for chunk in range(past + 1)]
         self.bias = [past_bias(config.cache, config.tokens_per_frame, count) for count in frames]
 
@@ -28,7 +31,8 @@ class ForcedAttention:
         for place, query in enumerate(queries):
             # Clean chunk i sees clean 0..i; noisy chunk i sees clean 0..i-1 and itself.
             noisy = place >= self.past
-            seen = [*range(place - self.past), place] if noisy else [*range(place + 1)]
+            before = range(place - self.past if noisy else place)
+            seen = [*(before[:1] if noisy and self.anchored else before), place]
             key, value = (torch.cat([part[at] for at in seen], 1) for part in (keys, values))
             out.append(attention(query, key, value, of_past(self.bias[len(seen) - 1], query, key)))
         return torch.cat(out, 1)
@@ -42,14 +46,17 @@ def teacher_forced(
     text: TextKV,
     config: ModelConfig,
     control_BTCHW: Tensor | None = None,
+    *,
+    anchored: bool = False,
 ) -> Tensor:
     """Flow of the noisy frames. sigmas_BK: a level per chunk. text: batch B * K, a prompt per chunk.
 
-    control_BTCHW: structure of the frames; the clean ones keep to it as the noisy ones do.
+    control_BTCHW: structure of the frames; the clean ones keep to it as the noisy ones do. anchored: noisy chunks see
+    the clip's first chunk and themselves alone, which is a stream's sink.
     """
     past = sigmas_BK.shape[1] - 1
     both = [(for_both(key, past), for_both(value, past)) for key, value in text]
-    return forced(student, clean_BTCHW, noisy_BTCHW, sigmas_BK, both, config, control_BTCHW)
+    return forced(student, clean_BTCHW, noisy_BTCHW, sigmas_BK, both, config, control_BTCHW, anchored=anchored)
 
 
 def forced(
@@ -60,6 +67,8 @@ def forced(
     text: TextKV,
     config: ModelConfig,
     control_BTCHW: Tensor | None = None,
+    *,
+    anchored: bool = False,
 ) -> Tensor:
     """The same, where the text is laid out already as `for_both` does it."""
     past = sigmas_BK.shape[1] - 1
@@ -67,7 +76,7 @@ def forced(
     frames = [*range(clean.shape[1]), *range(noisy_BTCHW.shape[1])]
     timesteps = 1000 * sigmas_BK.repeat_interleave(config.chunk, 1)
     timesteps = torch.cat([torch.zeros_like(timesteps[:, : clean.shape[1]]), timesteps], 1)
-    attend = ForcedAttention(student.rope_rows(frames, config.grid), past, config)
+    attend = ForcedAttention(student.rope_rows(frames, config.grid), past, config, anchored)
     if control_BTCHW is not None:
         control_BTCHW = torch.cat([control_BTCHW[:, : clean.shape[1]], control_BTCHW], 1)
     return student(torch.cat([clean, noisy_BTCHW], 1), timesteps, text, attend, control_BTCHW)[:, clean.shape[1] :]

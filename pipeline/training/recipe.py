@@ -112,9 +112,14 @@ def run(
     def sample(denoiser: Denoiser, folder: Path) -> Path:
         return look(config, codec, denoiser.text, denoiser.student, folder)
 
-    teacher = train_teacher(
-        config, openings, clips, out / "teacher", settings.teacher, denoiser_start, sample=sample, device=device
-    )
+    if settings.student.target == "start":
+        teacher = Denoiser(config)
+        teacher.load_state_dict(denoiser_start or {})
+        teacher.eval().requires_grad_(False)
+    else:
+        teacher = train_teacher(
+            config, openings, clips, out / "teacher", settings.teacher, denoiser_start, sample=sample, device=device
+        )
     if last < STAGES.index("student"):
         return
     distilled = out / "student"

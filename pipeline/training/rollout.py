@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import denoise, draw_noise, levels, shut
+from pipeline.sampler import Anchor, denoise, draw_noise, levels, shut
 from pipeline.student import Attend, CachedAttention, Student, TextKV
 from pipeline.tiles import Tiles
 
@@ -56,6 +56,7 @@ def roll_out(
         if fresh_BHW is not None and same_BK is not None:
             fresh_BHW |= ~same_BK[:, index, None, None]
             same_BHW = ~(fresh_BHW if tiles is None else tiles.gather(fresh_BHW))
+        anchor = Anchor(config.sampler, on=index > 0)
         # Compiled layers break here: each length of the past would be a graph of its own.
         look: Attend = torch.compiler.disable(attend.__call__)
 
@@ -73,19 +74,21 @@ def roll_out(
             attend: CachedAttention = attend,
             tiles: Tiles | None = tiles,
             same_BHW: Tensor | None = same_BHW,
+            anchor: Anchor = anchor,
         ) -> Tensor:
             if isinstance(attend, RegionAttention):
                 attend.step = step
+            attend.anchored = anchor.holds(sigma)
             with torch.set_grad_enabled(learning and step == count - 1):
                 out = student(noisy, torch.full((1, 1), 1000 * sigma, device=device), text, look, None, tiles).float()
-            return out if same_BHW is None else shut(out, same_BHW)
+            return anchor.keep(out if same_BHW is None else shut(out, same_BHW), sigma)
 
         last = chunks[-1][:, -1:].detach() if chunks else None
         if last is not None and tiles is not None:
             last = tiles.gather(last)
         clean = denoise(said, noise, sigmas[:count], None, config.sampler.prediction, last)
         with torch.no_grad():
-            attend.writing = True
+            attend.writing, attend.anchored = True, False
             student(clean.detach(), torch.zeros(1, 1, device=device), text, look, None, tiles)
             cache.commit(config.chunk)
         if fresh_BHW is not None and same_BHW is not None:

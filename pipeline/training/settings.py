@@ -107,15 +107,19 @@ class StudentSettings(StageSettings):
     rolled: share of the steps with whole clips from noise whose past the student makes itself, in streams of up to
     `longest` chunks, half of which change their prompt near the end.
     target: where the teacher's guided walk ends (`endpoint`), or what the student says of it two steps down
-    (`consistency`).
+    (`consistency`); or what the run's `start` says in that one pass (`start`): a student stays as it is, and only its
+    anchored passes learn. There is no teacher then.
+    anchored: share of the steps that teach an anchored pass, beside those that come to one anyway. It learns from true
+    clips: nothing but them tells it more than it sees.
     """
 
     openings: Count = 24
     clips: Count = 5
     guidance: Annotated[float, Field(ge=1)] = 2.0
-    target: Target = "endpoint"
+    target: Literal["endpoint", "consistency", "start"] = "endpoint"
     rolled: Annotated[float, Field(ge=0, le=1)] = 0.5
     longest: Annotated[int, Field(ge=4)] = 32
+    anchored: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -174,6 +178,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.autoencoder.keep and self.start is None:
             raise ValueError("autoencoder.keep keeps the codec of a start; name one")
+        if self.student.target == "start" and self.start is None:
+            raise ValueError('student.target = "start" keeps to what a start says; name one')
+        if self.student.target == "start" and self.matching.on:
+            raise ValueError('matching wants a teacher, and student.target = "start" has none; choose one')
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.sampler import guide, levels, mix, shifted
+from pipeline.sampler import Anchor, guide, levels, mix, shifted
 from pipeline.student import TextKV
 from pipeline.training.clips import Clips
 from pipeline.training.forcing import clean_chunks, teacher_forced
@@ -125,18 +125,25 @@ def train_student(
     trainer = Trainer("student", folder, denoiser, settings)
     compiled(denoiser).train()
     compiled(teacher)
-    sigmas, consistent = levels(config.sampler), settings.target == "consistency"
+    sigmas, kind = levels(config.sampler), config.sampler.prediction
+    late = [place for place, sigma in enumerate(sigmas) if sigma <= config.sampler.anchored]  # the anchored passes
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
-        data, count = (openings, settings.openings) if step % 2 == 0 else (clips, settings.clips)
+        # One turn in five starts part-way from a real picture, as a webcam stream does.
+        opening, turn = step % 2 == 0, step // 2 % (len(sigmas) + 1)
+        if late and torch.rand((), generator=generator) < settings.anchored:
+            opening, turn = False, late[int(torch.randint(len(late), (), generator=generator))]
+        data, count = (openings, settings.openings) if opening else (clips, settings.clips)
         clean, prompts, known, control, movers = data.batch(step + 10**6, count)
         clean, control, rolled = clean.to(device), control.to(device), False
-        # One turn in five starts part-way from a real picture, as a webcam stream does.
-        turn = step // 2 % (len(sigmas) + 1)
         part_way = PART_WAY_LOWEST + (1 - PART_WAY_LOWEST) * torch.rand((), generator=generator).item()
         passes = sigmas[: turn + 1] if turn < len(sigmas) else [part_way]
-        if turn < len(sigmas) and step % 2 and torch.rand((), generator=generator) < settings.rolled:
+        anchor = Anchor(config.sampler, on=turn < len(sigmas) and data.chunks > 1)
+        anchored = anchor.holds(passes[-1])
+        if anchored:
+            control = torch.zeros_like(control)
+        elif turn < len(sigmas) and not opening and torch.rand((), generator=generator) < settings.rolled:
             rolled, prompts, control = True, changing(prompts, data.chunks, generator), torch.zeros_like(control)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
         same = unchanged(prompts, data.chunks).to(device)
@@ -148,18 +155,25 @@ def train_student(
             return mix(latents, torch.randn(clean.shape, generator=generator).to(device), sigma)
 
         def put_out(who: Denoiser, text: TextKV, noisy: Tensor, sigma: float) -> Tensor:
-            sigmas_BK = torch.full(known.shape, sigma, device=device)
-            return teacher_forced(who.student, past, noisy, sigmas_BK, text, config, control).float()
+            sigmas_BK, alone = torch.full(known.shape, sigma, device=device), anchor.holds(sigma)
+            return teacher_forced(who.student, past, noisy, sigmas_BK, text, config, control, anchored=alone).float()
 
         def clean_of(out: Tensor, noisy: Tensor, sigma: float) -> Tensor:
             return clean_chunks(out, past, noisy, torch.full(known.shape, sigma, device=device), config, same)
 
         def own(noisy: Tensor, sigma: float) -> Tensor:
-            return clean_of(put_out(denoiser, text, noisy, sigma), noisy, sigma)
+            return clean_of(anchor.keep(put_out(denoiser, text, noisy, sigma), sigma), noisy, sigma)
 
         def guided(noisy: Tensor, sigma: float) -> Tensor:
             told, free = (put_out(teacher, each, noisy, sigma) for each in (named, bare))
-            return clean_of(guide(config.sampler.prediction, told, free, settings.guidance), noisy, sigma)
+            return clean_of(guide(kind, told, free, settings.guidance), noisy, sigma)
+
+        def aim(noisy: Tensor, sigma: float) -> Tensor:
+            if settings.target == "start":
+                return clean_of(put_out(teacher, named, noisy, sigma), noisy, sigma)
+            return guided_end(
+                guided, noisy, sigma, config.sampler.shift, own if settings.target == "consistency" else None
+            )
 
         with torch.autocast(clean.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
@@ -170,20 +184,31 @@ def train_student(
                     past, known = rolled_past(denoiser, words, known, settings.longest, config, generator, same)
                 else:
                     past = imperfect_past(denoiser, clean, text, control, config, generator, same)
-                for sigma in passes[:-1]:
-                    latents = own(noised(latents, sigma), sigma)
+                # Every other anchored batch is the truth, noised: what the passes before make of it is a little off.
+                if not anchored or torch.rand((), generator=generator) < 0.5:
+                    for sigma in passes[:-1]:
+                        latents = own(noised(latents, sigma), sigma)
                 noisy = noised(latents, passes[-1])
-                target = guided_end(guided, noisy, passes[-1], config.sampler.shift, own if consistent else None)
+                if anchored:  # all but a stream's opening, which is its sink; the gate is an earlier pass's
+                    target, known = clean, torch.ones_like(known)
+                    known[:, 0] = 0
+                else:
+                    target = aim(noisy, passes[-1])
                 if rolled:
                     movers = moved(past, target, config)
             text = denoiser.student.text_kv(words)
-            made = own(noisy, passes[-1])
+            if anchored:
+                out = put_out(denoiser, text, noisy, passes[-1])
+                made = out[:, :, :-1] if kind == "gated" else clean_of(out, noisy, passes[-1])
+            else:
+                made = own(noisy, passes[-1])
         heavy = (1 + MOVER_WEIGHT * movers[:, :, None]).to(device).expand_as(clean)
         parts = ((made - target).square() * heavy, heavy)
         squares, weights = (part.unflatten(1, (-1, config.chunk)).sum((2, 3, 4, 5)) for part in parts)
         error, weight = squares / weights, known.to(device)
         value = ((error + 1e-3).sqrt() * weight).sum() / weight.sum()
         name = f"pass_{turn}" if turn < len(sigmas) else "part_way"
+        name = f"anchored_{turn}" if anchored else name
         return value, {name: (error * weight).sum().item() / weight.sum().item()}
 
     trainer.fit(loss, sample and (lambda: sample(average(config, trainer), folder)))

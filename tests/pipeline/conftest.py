@@ -99,6 +99,12 @@ def gated_engine(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: T
     return Engine(gated[0], codec, text, gated[1])
 
 
+@pytest.fixture(scope="session")
+def anchored_engine(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
+    """The same weights, whose last two passes see the sink alone."""
+    return Engine(replace(gated[0], sampler=replace(gated[0].sampler, anchored=0.75)), codec, text, gated[1])
+
+
 @pytest.fixture
 def open_gate(gated: tuple[ModelConfig, Student], codec: PocketCodec, text: TextEncoder) -> Engine:
     """A model that lets the frame before stay everywhere."""

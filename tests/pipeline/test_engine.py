@@ -379,3 +379,30 @@ def test_the_same_words_spelt_otherwise_change_nothing(open_gate: Engine) -> Non
     after = open_gate.step(state, replace(RED, prompt=f" {RED.prompt.upper()}  "))
     assert after.prompt == f" {RED.prompt.upper()}  "
     assert np.array_equal(after.latents_TCHW, before.latents_TCHW)
+
+
+def test_anchored_passes_change_what_follows_the_opening_where_there_is_no_source(
+    gated_engine: Engine, anchored_engine: Engine
+) -> None:
+    ours, theirs = (
+        [chunk.latents_TCHW for chunk in run(each, each.open(7), RED, RED)] for each in (anchored_engine, gated_engine)
+    )
+    assert np.array_equal(ours[0], theirs[0])
+    assert not np.allclose(ours[1], theirs[1], atol=1e-4)
+
+
+def test_a_camera_is_followed_with_the_whole_past(gated_engine: Engine, anchored_engine: Engine) -> None:
+    source = camera(gated_engine.config)
+    ours, theirs = (
+        [each.step(state, replace(RED, strength=0.9), source).latents_TCHW for _ in range(3)]
+        for each in (anchored_engine, gated_engine)
+        for state in [each.open(7)]
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_an_open_gate_of_the_pass_before_stays_open_in_anchored_passes(open_gate: Engine) -> None:
+    config = replace(open_gate.config, sampler=replace(open_gate.config.sampler, anchored=0.75))
+    engine = Engine(config, open_gate.codec, open_gate.text, open_gate.student)
+    first, *later = run(engine, engine.open(7), *[RED] * 4)
+    assert all(np.array_equal(chunk.latents_TCHW, first.latents_TCHW) for chunk in later)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.config import SamplerConfig
 from pipeline.sampler import (
+    Anchor,
     clean_from,
     clean_from_flow,
     denoise,
@@ -192,6 +193,27 @@ def test_a_gate_is_shut_for_the_first_frame_of_rows_with_new_words_and_for_no_ot
     clean = clean_from("gated", made, out, 0.5, last)
     assert torch.equal(clean[0, 0], out[0, 0, :-1])
     assert not torch.equal(clean[1, 0], out[1, 0, :-1])
+
+
+def test_anchored_passes_keep_the_gate_of_the_last_pass_that_was_not() -> None:
+    anchor = Anchor(SamplerConfig(prediction="gated", anchored=0.75), on=True)
+    outs = [torch.full((1, 2, 5, 1, 1), float(place)) for place in range(4)]
+    kept = [anchor.keep(out, sigma) for out, sigma in zip(outs, (1.0, 0.9, 0.75, 0.5), strict=True)]
+    assert [anchor.holds(sigma) for sigma in (1.0, 0.9, 0.75, 0.5)] == [False, False, True, True]
+    assert [part[0, 0, :, 0, 0].tolist() for part in kept] == [
+        [0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1],
+        [2, 2, 2, 2, 1],
+        [3, 3, 3, 3, 1],
+    ]
+
+
+def test_nothing_is_anchored_where_it_is_off_and_no_gate_is_made_up() -> None:
+    off = Anchor(SamplerConfig(prediction="gated", anchored=0.75), on=False)
+    assert not off.holds(0.5)
+    plain = Anchor(SamplerConfig(prediction="clean", anchored=0.75), on=True)
+    out = torch.randn(1, 2, 4, 1, 1)
+    assert plain.keep(out, 0.5) is out
 
 
 @pytest.mark.parametrize("prediction", ["flow", "clean"])

@@ -94,7 +94,13 @@ def test_chunk_by_chunk_equals_the_stock_model_under_a_block_causal_mask(student
 
 
 def rolled_out(
-    student: Student, config: ModelConfig, clean: Tensor, noisy: Tensor, sigmas: Tensor, texts: Tensor
+    student: Student,
+    config: ModelConfig,
+    clean: Tensor,
+    noisy: Tensor,
+    sigmas: Tensor,
+    texts: Tensor,
+    anchored: bool = False,
 ) -> Tensor:
     """The inference path: each noisy chunk against the cache of the clean ones before it."""
     cache, flows = empty_cache(config), []
@@ -102,8 +108,9 @@ def rolled_out(
         part = slice(config.chunk * index, config.chunk * (index + 1))
         attend = CachedAttention(cache, student, config.grid, config.chunk)
         kv = student.text_kv(texts[index : index + 1])
+        attend.anchored = anchored
         flows.append(student(noisy[:, part], 1000 * sigmas[:, index : index + 1], kv, attend))
-        attend.writing = True
+        attend.writing, attend.anchored = True, False
         student(clean[:, part], torch.zeros(1, 1), kv, attend)
         cache.commit(config.chunk)
     return torch.cat(flows, 1)
@@ -124,6 +131,41 @@ def test_a_forced_clip_with_a_level_and_a_prompt_per_chunk_equals_the_cache(
     sigmas = torch.tensor([[0.9, 0.5, 0.3, 1.0]])[:, :chunks]
     flow = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
     torch.testing.assert_close(flow, rolled_out(student, config, clean, noisy, sigmas, texts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("past_weight", [1.0, 0.3])
+def test_an_anchored_forced_clip_equals_the_cache_whose_passes_see_the_sink_alone(
+    student: Student, config: ModelConfig, past_weight: float
+) -> None:
+    config = replace(config, cache=CacheConfig(sink=2, window=4, past_weight=past_weight))
+    clean, noisy = draw(config, 8)[0], draw(config, 8, seed=1)[0]
+    texts = torch.cat([draw(config, 2, seed=seed)[1] for seed in range(2, 6)])
+    sigmas = torch.tensor([[0.9, 0.5, 0.3, 1.0]])
+    flow = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config, anchored=True)
+    rolled = rolled_out(student, config, clean, noisy, sigmas, texts, anchored=True)
+    torch.testing.assert_close(flow, rolled, atol=1e-5, rtol=1e-5)
+    whole = teacher_forced(student, clean, noisy, sigmas, student.text_kv(texts), config)
+    assert torch.equal(whole[:, :4], flow[:, :4])  # nothing but the sink is before the second chunk
+    assert not torch.allclose(whole[:, 4:], flow[:, 4:], atol=1e-3)
+
+
+def test_an_anchored_pass_sees_what_it_would_if_the_window_were_not_there(
+    student: Student, config: ModelConfig
+) -> None:
+    (latents, text), cache = draw(config, 8), empty_cache(config)
+    for at in (0, 2, 4):
+        push(student, config, cache, latents[:, at : at + 2], text, 0.5)
+    attend = CachedAttention(cache, student, config.grid, 2)
+    generator, heads = torch.Generator().manual_seed(5), cache.keys.shape[-2:]
+    q, k, v = (torch.randn(1, 2 * config.tokens_per_frame, *heads, generator=generator) for _ in range(3))
+    attend(0, q, k, v)
+    attend.anchored = True
+    anchored = attend(0, q, k, v)
+    keys, values = (part[:, :2].flatten(1, 2) for part in cache.read(0, cache.frames))
+    rows = student.rope_rows([0, 1, 6, 7], config.grid)
+    both = rotate(torch.cat([keys, k], 1), rows)
+    slow = attention(rotate(q, rows[:, 2 * config.tokens_per_frame :]), both, torch.cat([values, v], 1))
+    torch.testing.assert_close(anchored, slow, atol=1e-6, rtol=1e-5)
 
 
 def test_forced_clips_in_a_batch_equal_one_at_a_time(student: Student, config: ModelConfig) -> None:

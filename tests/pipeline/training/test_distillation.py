@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -127,6 +127,50 @@ def test_the_student_goes_downhill_while_the_text_encoder_stays_the_teachers(
     assert all(torch.equal(before[name], value) for name, value in weights(knowing).items())
 
 
+def test_a_student_that_keeps_to_its_start_is_right_from_the_beginning(
+    config: ModelConfig, data: tuple[Clips, Clips], knowing: Denoiser, tmp_path: Path
+) -> None:
+    student_stage.train_student(config, *data, knowing, tmp_path, replace(DISTILLING, target="start"))
+    assert OneBatch.last.losses[0] == pytest.approx(1e-3**0.5, rel=1e-2)  # attention with gradients rounds otherwise
+
+
+def test_anchored_passes_learn_from_true_clips_what_those_before_them_leave_to_them(
+    config: ModelConfig,
+    data: tuple[Clips, Clips],
+    knowing: Denoiser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(config, sampler=replace(config.sampler, anchored=0.75))
+    passes: list[tuple[bool, list[tuple[float, bool]]]] = []
+    real = teacher_forced
+
+    def noted(*given: Any, anchored: bool) -> Tensor:
+        passes[-1][1].append((round(given[3][0, 0].item(), 2), anchored))
+        return real(*given, anchored=anchored)
+
+    class Turns(OneBatch):
+        """Many turns, once each."""
+
+        def fit(self, loss: Loss, sample: Callable[[], None] | None = None) -> None:
+            OneBatch.last, self.losses = self, []
+            for turn in range(12):
+                passes.append((turn % 2 == 0, []))
+                self.losses.append(self._advance(lambda _, turn=turn: loss(turn))["loss"])  # type: ignore[misc]
+
+    monkeypatch.setattr(student_stage, "teacher_forced", noted)
+    monkeypatch.setattr(student_stage, "Trainer", Turns)
+    student_stage.train_student(config, *data, knowing, tmp_path, replace(DISTILLING, target="start", anchored=1.0))
+    asked = [tuple(part for part in parts) for _, parts in passes]
+    early = [(1.0, False), (0.9, False)]
+    assert set(asked) == {
+        ((0.75, True),),
+        ((0.5, True),),
+        (*early, (0.75, True)),
+        (*early, (0.75, True), (0.5, True)),
+    }
+
+
 def test_the_teacher_points_from_clean_to_noise(config: ModelConfig, data: tuple[Clips, Clips], tmp_path: Path) -> None:
     made = teacher_stage.train_teacher(config, *data, tmp_path, TEACHING)
     clean, prompts, *_ = data[1].batch(1, 3)
@@ -168,7 +212,10 @@ def test_the_student_is_asked_about_what_it_meets_and_led_to_where_the_teacher_e
         text: TextKV,
         config: ModelConfig,
         control: Tensor,
+        *,
+        anchored: bool,
     ) -> Tensor:
+        assert not anchored
         assert control.shape[2] == config.student.control_channels
         assert (sigmas == sigmas[0, 0]).all()
         asked.append((sigmas[0, 0].item(), noisy, torch.is_grad_enabled(), text[0][0]))

@@ -105,6 +105,24 @@ def test_a_run_can_begin_with_the_weights_of_a_model(trained: Path, settings: Tr
     torch.testing.assert_close(made["text.table.weight"], text.table.weight, atol=1e-6, rtol=0)
 
 
+def test_a_student_that_keeps_to_its_start_needs_no_teacher(
+    trained: Path, settings: TrainSettings, tmp_path: Path
+) -> None:
+    for part in ("openings", "clips"):
+        (tmp_path / part).symlink_to(trained / part)
+    later = replace(
+        settings,
+        start=str(trained / "export"),
+        autoencoder=replace(settings.autoencoder, keep=True),
+        model=replace(settings.model, sampler=replace(settings.model.sampler, anchored=0.75)),
+        student=replace(settings.student, target="start", anchored=0.5),
+        matching=replace(settings.matching, on=False),
+    )
+    run(tmp_path, later)
+    assert not (tmp_path / "teacher").exists()
+    assert Engine.load(tmp_path / "export").config.sampler.anchored == 0.75
+
+
 def test_a_model_with_other_words_gives_all_but_its_text_encoder(trained: Path, settings: TrainSettings) -> None:
     words = replace(settings.model.text, words=("cat", "dog"))
     codec, weights = begin(str(trained / "export"), replace(settings.model, text=words))

@@ -18,7 +18,7 @@ def texts_of(engine: Engine, prompts: tuple[str, ...]) -> TextKV:
     return engine.student.text_kv(engine.text(engine.text.tokenize(list(prompts))))
 
 
-@pytest.fixture(params=["engine", "gated_engine"])
+@pytest.fixture(params=["engine", "gated_engine", "anchored_engine"])
 def live(request: pytest.FixtureRequest) -> Engine:
     found: Engine = request.getfixturevalue(request.param)
     return found
