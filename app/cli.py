@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from app.cli_models import AcceptLicence, Bits, Folders, Like, TextBits, models, named, told_licence
+from app.cli_models import AcceptLicence, Bits, Folders, Like, TextBits, TextDevice, models, named, told_licence
 from app.config import Settings
 from app.errors import SPOKEN, AppError, memory_short
 from app.worker import LoadEngine, calm_openmp, default_threads, eager_openmp
@@ -68,6 +68,7 @@ def serve(
     decoder: Annotated[str | None, typer.Option(help="Codec of a Wan model: tiny (quick), or full.")] = None,
     bits: Bits = None,
     text_bits: TextBits = None,
+    text_device: TextDevice = None,
     lora: Lora = None,
     lora_strength: LoraStrength = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
@@ -86,6 +87,7 @@ def serve(
         decoder=decoder,
         bits=bits,
         text_bits=text_bits,
+        text_device=text_device,
         lora=None if lora is None else tuple(lora),
         lora_strength=lora_strength,
         device=device,
@@ -102,6 +104,7 @@ def serve(
         decoder=settings.decoder,
         bits=settings.bits,
         text_bits=settings.text_bits,
+        text_device=settings.text_device,
         accept_licence=settings.accept_licence,
         loras=settings.lora,
         workers=settings.workers,
@@ -156,6 +159,7 @@ def generate(
     decoder: Annotated[str, typer.Option(help="Codec of a Wan model: full (exact), or tiny.")] = "full",
     bits: Bits = None,
     text_bits: TextBits = None,
+    text_device: TextDevice = None,
     lora: Lora = None,
     lora_strength: LoraStrength = None,
     device: Device = "cpu",
@@ -177,6 +181,7 @@ def generate(
         decoder=decoder,
         bits=bits or 16,
         text_bits=text_bits or 16,
+        text_device=text_device or "auto",
         accept_licence=accept_licence,
         loras=loras,
         folders=_folders(),

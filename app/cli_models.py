@@ -14,7 +14,7 @@ from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
-from pipeline.config import StudentConfig, WanModel, load_config
+from pipeline.config import SWAP, StudentConfig, WanModel, load_config
 from pipeline.downloads import PARTS
 from pipeline.errors import PipelineError
 from pipeline.layout import RULE, read_transformer_shape, transformer_in
@@ -41,6 +41,13 @@ TextBits = Annotated[
     int | None,
     typer.Option(
         help="Of the weights of Wan's text encoder: 16, or 8 for about half the room.", callback=lambda b: _bits(b)
+    ),
+]
+TextDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Where Wan's text encoder is: auto (the GPU if all fits there, else the CPU), cpu, swap (in the machine's "
+        "memory, and on the GPU layer by layer while it reads), or a device, as cuda:1."
     ),
 ]
 AcceptLicence = Annotated[
@@ -92,6 +99,7 @@ def info(
     device: Annotated[str, typer.Option(help="Where it would run: cpu, cuda, cuda:1.")] = "cpu",
     bits: Bits = None,
     text_bits: TextBits = None,
+    text_device: TextDevice = None,
     decoder: Annotated[str, typer.Option(help="Of a Wan model: tiny, or full.")] = "tiny",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with a model of its own.")] = 1,
     like: Like = None,
@@ -111,10 +119,12 @@ def info(
         cpu=device == "cpu",
         bits=bits or 16,
         text_bits=text_bits or 16,
+        text_on=_text_on(text_device or "auto", device),
         tiny=_is_tiny(decoder),
+        tiny_encodes=shelf.tiny_encodes,
         workers=workers,
     )
-    plans, room = ways(row, setup), shelves.room(device)
+    plans, room = ways(row, setup), shelves.room(device, setup.apart)
     wants = plans[0]
     try:
         fits = f"yes, {choose(row, setup, room).title}"
@@ -160,7 +170,7 @@ def pull(
     """Fetch a model's files from the hub, with progress, and check their hashes.
 
     With a student on Wan come the text encoder, the autoencoder and the tiny one, which all such students share.
-    Whole files are not fetched again; one that was not finished begins anew with the next pull.
+    Whole files are not fetched again; one that was not finished goes on with the next pull where it stopped.
     """
     row, shelf = download(name), _shelf(hub_cache, models_folder)
     if accept_licence:
@@ -292,6 +302,7 @@ def named(
     decoder: str = "tiny",
     bits: int = 16,
     text_bits: int = 16,
+    text_device: str = "auto",
     accept_licence: bool = False,
     loras: Sequence[Path] = (),
     workers: int = 1,
@@ -319,15 +330,17 @@ def named(
         cpu=device == "cpu",
         bits=bits,
         text_bits=text_bits,
+        text_on=_text_on(text_device, device),
         tiny=_is_tiny(decoder),
+        tiny_encodes=shelf.tiny_encodes,
         loras=tuple(path.stat().st_size for path in loras if path.is_file()),
         workers=workers,
     )
     if row.layout == "wan":
-        setup = choose(row, setup, shelves.room(device)).setup
+        setup = choose(row, setup, shelves.room(device, setup.apart)).setup
     if accept_licence:
         licences.accept(shelf.licences, shelves.drawing(row, tiny=setup.tiny))
-    return shelves.serving(shelf, row, setup, text_device="cpu" if setup.text_on_cpu else device)
+    return shelves.serving(shelf, row, setup, text_device=device if setup.text_on == "beside" else setup.text_on)
 
 
 def told_licence(model: Path | WanModel | None) -> str | None:
@@ -337,9 +350,8 @@ def told_licence(model: Path | WanModel | None) -> str | None:
     """
     if not isinstance(model, WanModel):
         return None
-    row = next((row for row in FAMILIES if row.name == model.config.name), None)
     parts = [part for part in shelves.parts(tiny=model.tiny is not None) if part.needs_consent]
-    told = parts if row is None else [row, *parts]
+    told = parts if model.family is None else [family(model.family), *parts]
     if not told:
         return None
     return f"Licence: {'; '.join(f'{each.title} ({licences.terms(each)})' for each in told)}."
@@ -416,6 +428,14 @@ def _bits(bits: int | None) -> int | None:
     if bits in (None, 8, 16):
         return bits
     raise AppError("setting_invalid", f"Weights of {bits} bits are not known.", "Choose 16 or 8.")
+
+
+def _text_on(text_device: str, device: str) -> str:
+    """What `Setup` calls it."""
+    if text_device in ("auto", "cpu", SWAP):
+        return text_device
+    first = {"cuda": "cuda:0"}
+    return "beside" if first.get(text_device, text_device) == first.get(device, device) else text_device
 
 
 def _is_tiny(decoder: str) -> bool:

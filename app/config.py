@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     decoder: Literal["tiny", "full"] = Field("tiny", description="codec of Wan models: quick, or exact")
     bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of a Wan student's layers: 16 or 8")
     text_bits: int = Field(16, ge=8, le=16, multiple_of=8, description="of Wan's text encoder's weights: 16 or 8")
+    text_device: str = Field("auto", description="where Wan's text encoder is: auto, cpu, swap, or a device as cuda:1")
     lora: Annotated[tuple[Path, ...], NoDecode] = Field((), description="files of low-rank weights, with commas")
     lora_strength: float = Field(1.0, ge=0, le=4, description="how strongly the first of them is worn")
     accept_licence: bool = Field(False, description="a yes to the model's licence, where it wants one")

@@ -5,7 +5,6 @@ one folder a family, and so do models of one's own. Imports torch only to conver
 """
 
 import errno
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
+from safetensors import SafetensorError, safe_open
 
 from app import licences
 from app.errors import AppError, memory_short
+from app.unfinished import ENDING, Unfinished, go_on, has_hash
 from pipeline.config import WanModel
 from pipeline.downloads import PARTS, WAN_TEXT, WAN_TINY, WAN_VAE, Download
 from pipeline.errors import ran_full
@@ -40,6 +41,10 @@ class Shelf:
         assert row.repo is not None, f"{row.name} is on no hub"
         return self.hub / f"models--{row.repo.replace('/', '--')}"
 
+    def unfinished(self, row: Download) -> Unfinished:
+        """What there is of files that were not fetched to their end."""
+        return Unfinished(self.repo(row), row.name)
+
     def converted(self, row: Family) -> Path:
         return row.folder if isinstance(row, Own) else self.models / row.name / "transformer"
 
@@ -56,6 +61,18 @@ class Shelf:
             for path in folders
             if path.is_dir() and not path.name.startswith(".") and path.name not in taken
         }
+
+    @property
+    def tiny_encodes(self) -> bool:
+        """Whether the tiny codec's file has an encoder; of one that is not here, what its row says."""
+        file = self.pulled(WAN_TINY).get(WAN_TINY.files[0])
+        if file is None:
+            return True
+        try:
+            with safe_open(file, "np") as opened:
+                return any(name.startswith("encoder.") for name in opened.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):  # whoever loads it says so
+            return False
 
     @property
     def prompts(self) -> Path:
@@ -118,24 +135,29 @@ def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | 
 
 def _fetch(shelf: Shelf, row: Download, repo: str, endpoint: str | None) -> None:
     # Half a second that no other command should wait for.
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
-        listed = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True).siblings or []
-        sizes = {file.rfilename: file.size or 0 for file in listed if row.wants(file.rfilename)}
+        listed = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in listed.siblings or [] if row.wants(file.rfilename)}
         missing = [pattern for pattern in row.files if not any(fnmatchcase(name, pattern) for name in sizes)]
         if missing:
             raise AppError(
                 "hub_missing", f"{repo} has no {missing[0]}; it may have been renamed.", f"Look at {row.source}."
             )
-        wanted = sum(size for name, size in sizes.items() if name not in shelf.pulled(row))
+        urls = {name: hf_hub_url(repo, name, revision=listed.sha, endpoint=endpoint) for name in sizes}
+        told = {name: get_hf_file_metadata(url) for name, url in urls.items()}
+        unfinished = shelf.unfinished(row)
+        unfinished.drop(keep=frozenset(each.etag for each in told.values() if each.etag))
+        wanted = sum(size for name, size in sizes.items() if name not in shelf.pulled(row)) - unfinished.size
         shelf.hub.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(shelf.hub).free
         if free < wanted:
             raise _disk_full(shelf.hub, f"{amount(wanted)} are to be fetched, {amount(free)} are free")
         with _quiet("huggingface_hub"):
             # One after the other and in this thread: the hub's own way to fetch many lets Ctrl-C wait for whole files.
-            for name in sizes:
+            for name, url in urls.items():
+                go_on(unfinished, url, told[name])
                 hf_hub_download(repo, name, cache_dir=shelf.hub, endpoint=endpoint)
     except AppError:
         raise
@@ -178,8 +200,8 @@ def _told(error: Exception, shelf: Shelf, row: Download) -> AppError:
     why = f"it answered {error.response.status_code}" if isinstance(error, HfHubHTTPError) else "no connection"
     return AppError(
         "hub_unreachable",
-        f"The hub cannot be reached, or broke off: {why}. Whole files stay, an unfinished one was not kept.",
-        "Pull again later, or use --offline with what was fetched before.",
+        f"The hub cannot be reached, or broke off: {why}. What was fetched is kept.",
+        "Pull again later, which goes on behind it, or use --offline with what was fetched before.",
     )
 
 
@@ -205,27 +227,13 @@ def check_pulled(shelf: Shelf, row: Download) -> Iterator[Path]:
         raise _not_pulled(shelf, row)
     for name, path in shelf.pulled(row).items():
         content = path.resolve()
-        if content.name not in (_sha256(content), _git_hash(content)):
+        if not has_hash(content, content.name):
             raise AppError(
                 "download_damaged",
                 f"{name} of {row.repo} does not have the hash that the hub names it by.",
                 f"Run `stillstream models remove {row.name}`, then pull it again.",
             )
         yield path
-
-
-def _sha256(path: Path) -> str:
-    if len(path.name) != 64:
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _git_hash(path: Path) -> str:
-    if len(path.name) != 40:
-        return ""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
@@ -301,6 +309,7 @@ def serving(
         text_device=text_device,
         text_bits=setup.text_bits,
         bits=setup.bits,
+        family=None if isinstance(row, Own) else row.name,
     )
 
 
@@ -310,15 +319,16 @@ def remove(shelf: Shelf, row: Download) -> int:
     if row.repo is None:
         return freed
     repo = shelf.repo(row)
+    freed += shelf.unfinished(row).drop()
     for link in [path for path in repo.glob("snapshots/*/**/*") if path.is_file() or path.is_symlink()]:
         if row.wants(Path(*link.relative_to(repo).parts[2:]).as_posix()):
             link.unlink()
     kept = {link.resolve() for link in repo.glob("snapshots/*/**/*") if link.is_file()}
     for blob in repo.glob("blobs/*"):
-        if blob.resolve() not in kept and blob.suffix != ".incomplete":  # which another program may be fetching
+        if blob.resolve() not in kept and blob.suffix != ENDING:  # another row's, or which another program fetches
             freed += blob.stat().st_size
             blob.unlink()
-    if not kept:
+    if not kept and not any(repo.glob("blobs/*")):
         shutil.rmtree(repo, ignore_errors=True)
     return freed
 
@@ -337,19 +347,24 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def room(device: str) -> Room:
-    """How much memory is free: on the device, and in the machine if it has its own.
+def room(device: str, apart: str | None = None) -> Room:
+    """How much memory is free: on the device, in the machine if that is another, and on the text encoder's own device.
 
     Raises AppError (`device_unusable`).
     """
     host_free = psutil.virtual_memory().available
+    apart_free = None if apart is None else _free(apart, "Choose auto, cpu or swap as --text-device.")
     if device == "cpu":
-        return Room(host_free)
+        return Room(host_free, apart_free=apart_free)
+    return Room(_free(device, "Choose cpu, or run the doctor."), host_free, apart_free)
+
+
+def _free(device: str, remedy: str) -> int:
     import torch
 
     try:
-        return Room(torch.cuda.mem_get_info(device)[0], host_free)
+        return torch.cuda.mem_get_info(device)[0]
     except (RuntimeError, AssertionError, ValueError) as error:
         raise memory_short(error) or AppError(
-            "device_unusable", f"This machine cannot compute on {device!r}.", "Choose cpu, or run the doctor."
+            "device_unusable", f"This machine cannot compute on {device!r}.", remedy
         ) from error

@@ -114,7 +114,7 @@ def main() -> None:
     rows: list[tuple[str, dict[str, str]]] = []
     for name in told.family or ["self-forcing", "longlive", "streamdiffusion-v2"]:
         row = family(name)
-        setup = Setup(width=width, height=height, tiny=told.decoder == "tiny", text_on_cpu=True)
+        setup = Setup(width=width, height=height, tiny=told.decoder == "tiny", text_on="cpu")
         reckoned = f"{plan(row, setup).device / 1e9:.1f} GB"
         rows.append((name, measure(row, width, height, told.decoder, told.chunks) | {"reckoned": reckoned}))
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

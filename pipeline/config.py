@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 STRUCTURE_PARTS = 4  # a latent cell's structure: its edges in so many parts each way
 STRUCTURE_CHANNELS = STRUCTURE_PARTS**2
 MOST_STEPS = 8  # denoise passes that a viewer may ask for
+SWAP = "swap"  # of a text encoder: held in the machine, each layer on the device while it runs
 TILE_PIXELS = 32  # height and width of a tile of the motion mask, for every model
 _STRICT = ConfigDict(extra="forbid")
 
@@ -220,8 +221,9 @@ class WanModel:
     """Where the parts of a Wan model lie; it pickles.
 
     tiny: the file of the tiny codec; None is the autoencoder. prompts: a folder for what the text encoder made.
-    text_device, text_bits: where it computes, and in which precision, 16 or 8. bits: 8 holds the student's layers in
-    bytes, 16 in the precision that the device computes in.
+    text_device, text_bits: where it computes, and in which precision, 16 or 8; SWAP: held in the machine's memory, it
+    computes on the student's device. bits: 8 holds the student's layers in bytes, 16 in the precision that the device
+    computes in. family: the row of the table that it is; None: one's own.
     """
 
     config: ModelConfig
@@ -234,6 +236,7 @@ class WanModel:
     text_device: str = "cpu"
     text_bits: int = 16
     bits: int = 16
+    family: str | None = None
 
 
 def load_config(path: Path) -> ModelConfig:

@@ -7,9 +7,9 @@ the kernels. What a driver and torch themselves take is not counted.
 from dataclasses import dataclass, replace
 from math import prod
 
-from pipeline.config import StudentConfig
+from pipeline.config import SWAP, StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, TINY_DECODER, Family, TextWeights
+from pipeline.models import BASES, TINY_DECODER, TINY_ENCODER, Family, TextWeights
 
 SCALE_BYTES = 4
 """Of a row of 8-bit weights."""
@@ -50,8 +50,10 @@ class Setup:
     """What memory hangs on beside a model's row. width, height: in pixels.
 
     cpu: the device is the CPU, which computes in single precision. bits, text_bits: of the layers of the student and of
-    Wan's text encoder. tiny: decode by the tiny decoder. loras: bytes of each file of low-rank weights. workers:
-    processes, each with a model of its own.
+    Wan's text encoder, which is where text_on says: `beside` the student, on its device; in the machine's memory, where
+    the `cpu` computes, or SWAP; on another device of that name; `auto`: beside, or on the CPU where that is too much.
+    tiny: decode by the tiny decoder; tiny_encodes: its file has an encoder too, which then encodes. loras: bytes of
+    each file of low-rank weights. workers: processes, each with a model of its own.
     """
 
     width: int
@@ -59,23 +61,38 @@ class Setup:
     cpu: bool = False
     bits: int = 16
     text_bits: int = 16
-    text_on_cpu: bool = False
+    text_on: str = "auto"
     tiny: bool = False
+    tiny_encodes: bool = True
     loras: tuple[int, ...] = ()
     workers: int = 1
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Of the text encoder, the quickest first."""
+        if self.text_on == "auto":
+            return ("beside",) if self.cpu else ("beside", "cpu")
+        return ("beside",) if self.cpu and self.text_on in ("cpu", SWAP) else (self.text_on,)
+
+    @property
+    def apart(self) -> str | None:
+        """The text encoder's device, where it has one of its own."""
+        return None if self.text_on in ("auto", "beside", "cpu", SWAP) else self.text_on
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that are free: of the device; and of the machine, unless that is the device."""
+    """Bytes that are free: of the device; of the machine, unless that is the device; of the text encoder's own."""
 
     free: int
     host_free: int | None = None
+    apart_free: int | None = None
 
     def __str__(self) -> str:
-        if self.host_free is None:
-            return f"{amount(self.free)} are free"
-        return f"{amount(self.free)} are free on the GPU and {amount(self.host_free)} in the machine"
+        told = f"{amount(self.free)} are free"
+        if self.host_free is not None:
+            told += f" on the GPU and {amount(self.host_free)} in the machine"
+        return told if self.apart_free is None else f"{told}, {amount(self.apart_free)} on the text encoder's device"
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,7 @@ class Plan:
     codec: int
     text: int
     reading: int = 0
-    """What the text encoder copies while it computes on a CPU."""
+    """What the text encoder copies while it reads: on a CPU, or swapped."""
     loras: int = 0
     """Low-rank weights that are worn, at most: files store a number in two bytes or more."""
     lora_files: int = 0
@@ -100,11 +117,12 @@ class Plan:
     @property
     def device(self) -> int:
         """Bytes on the device, of all workers."""
-        held = self.student + self.loras + self.past + self.work + self.codec
-        if self.setup.cpu:
-            held += self.text + self.reading + self.lora_files
-        elif not self.setup.text_on_cpu:
-            held += self.text
+        held = self.student + self.loras + self.past + self.work + self.codec + self.setup.cpu * self.lora_files
+        text_on = self.setup.places[0]
+        if text_on == "beside":
+            held += self.text + self.reading
+        elif text_on == SWAP:
+            held += self.reading
         return self.setup.workers * held
 
     @property
@@ -112,13 +130,24 @@ class Plan:
         """Bytes in the machine's memory, of all workers; 0 where that is the device."""
         if self.setup.cpu:
             return 0
-        return self.setup.workers * (self.lora_files + self.setup.text_on_cpu * (self.text + self.reading))
+        text = {"cpu": self.text + self.reading, SWAP: self.text}.get(self.setup.text_on, 0)
+        return self.setup.workers * (self.lora_files + text)
+
+    @property
+    def apart(self) -> int:
+        """Bytes on the text encoder's own device, of all workers."""
+        return self.setup.workers * self.text if self.setup.apart else 0
 
     @property
     def title(self) -> str:
         """Where things are, and in which flags the bits are asked for."""
-        where = "all on the CPU" if self.setup.cpu else "all on the GPU"
-        return ", ".join(filter(None, ("text encoder on the CPU" if self.setup.text_on_cpu else where, self.flags)))
+        text_on = self.setup.places[0]
+        where = {
+            "beside": f"all on the {'CPU' if self.setup.cpu else 'GPU'}",
+            "cpu": "text encoder on the CPU",
+            SWAP: "text encoder swapped",
+        }
+        return ", ".join(filter(None, (where.get(text_on, f"text encoder on {text_on}"), self.flags)))
 
     @property
     def flags(self) -> str:
@@ -127,10 +156,11 @@ class Plan:
 
     @property
     def wants(self) -> str:
-        return amount(self.device) + (f" and {amount(self.host)} in the machine" if self.host else "")
+        told = amount(self.device) + (f" and {amount(self.host)} in the machine" if self.host else "")
+        return told + (f" and {amount(self.apart)} on {self.setup.apart}" if self.apart else "")
 
     def fits(self, room: Room) -> bool:
-        return self.device <= room.free and self.host <= (room.host_free or 0)
+        return self.device <= room.free and self.host <= (room.host_free or 0) and self.apart <= (room.apart_free or 0)
 
 
 def plan(row: Family, setup: Setup) -> Plan:
@@ -154,20 +184,25 @@ def plan(row: Family, setup: Setup) -> Plan:
         frames += tokens * row.attends
     if row.carry == "same_step":  # those of every pass, and of one more for a strength between levels
         frames += tokens * row.chunk * (row.sampler.most_steps + 1)
-    decoder = TINY_DECODER if setup.tiny and row.layout == "wan" else base.codec
-    seen = int((base.codec.encoder + decoder.decoder) * pixels)
+    tiny = setup.tiny and row.layout == "wan"
+    decoder = TINY_DECODER if tiny else base.codec
+    encoder = TINY_ENCODER if tiny and setup.tiny_encodes else base.codec
+    seen = int((encoder.encoder + decoder.decoder) * pixels)
     # A layer's widest moment: normed tokens, queries, keys of all it looks at, the hidden layer; then the decoder's
     # last stage, which is four pictures of 96 channels.
     layer = tokens * row.chunk * (shape.ffn_dim + 8 * dim) + 2 * tokens * row.attends * dim
     layer += dim * shape.ffn_dim * (setup.bits == 8)
+    text_on = setup.places[0]
+    # The text encoder's largest layer, in single precision or, swapped, as wide as it is at most.
+    copied = {"beside": 4 * setup.cpu, "cpu": 4, SWAP: 2}.get(text_on, 0)
     return Plan(
         setup,
         student=student_bytes(shape, number_bytes, setup.bits),
         past=number_bytes * (2 * shape.num_layers * frames * dim + seen),
         work=number_bytes * max(layer, 3 * 96 * 4 * pixels),
-        codec=number_bytes * (base.codec.weights + (decoder.weights if decoder is TINY_DECODER else 0)),
+        codec=number_bytes * (decoder.weights + (encoder.weights if tiny else 0)),
         text=text_bytes(base.text, setup.text_bits),
-        reading=4 * base.text.widest,
+        reading=copied * base.text.widest,
         loras=max(setup.loras, default=0) * number_bytes // 2,
         lora_files=sum(setup.loras),
     )
@@ -179,12 +214,12 @@ def ways(row: Family, setup: Setup) -> list[Plan]:
     Raises PipelineError (`size_invalid`).
     """
     if row.layout == "pocket":
-        return [plan(row, replace(setup, bits=16, text_bits=16))]
+        return [plan(row, replace(setup, bits=16, text_bits=16, text_on="beside"))]
     precisions = dict.fromkeys(((setup.bits, setup.text_bits), (setup.bits, 8), (8, 8)))
     return [
-        plan(row, replace(setup, bits=bits, text_bits=text_bits, text_on_cpu=on_cpu))
+        plan(row, replace(setup, bits=bits, text_bits=text_bits, text_on=text_on))
         for bits, text_bits in precisions
-        for on_cpu in ((False,) if setup.cpu else (False, True))
+        for text_on in setup.places
     ]
 
 
@@ -199,6 +234,8 @@ def choose(row: Family, setup: Setup, room: Room) -> Plan:
         return fitting[0]
     told = "; ".join(f"{each.title}: {each.wants}{', fits' if each.fits(room) else ''}" for each in plans)
     remedy = "Choose a smaller model or picture, or end what else is running."
+    if setup.text_on != "auto":
+        remedy = "Choose another --text-device, a smaller model or picture, or end what else is running."
     if setup.workers > 1:
         remedy = f"Choose fewer workers than {setup.workers}, or a smaller model or picture."
     raise PipelineError(

@@ -1,7 +1,7 @@
-"""Networks that are held in fewer bytes than they compute in, filled tensor by tensor.
+"""Networks that are held in fewer bytes than they compute in, or elsewhere, filled tensor by tensor.
 
-A linear layer may be held in bytes with a scale for each row; a layer in bfloat16 may compute in single precision.
-Knows no model and no file.
+A linear layer may be held in bytes with a scale for each row; a layer may compute in another precision, or on another
+device, than it is held in. Knows no model and no file.
 """
 
 from collections.abc import Iterable
@@ -30,16 +30,20 @@ class EightBitLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-class Single(nn.Module):
-    """A layer that computes in single precision, whatever it is held in: its weights are copied while it runs."""
+class Copied(nn.Module):
+    """A layer whose weights are copied while it runs: onto the device, and into the precision, in which it computes.
 
-    def __init__(self, layer: nn.Module) -> None:
+    dtype: of the copies; None: as they are held. What is held in bytes stays so.
+    """
+
+    def __init__(self, layer: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.device, self.dtype = layer, device, dtype
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        wide = {name: value.float() for name, value in self.layer.named_parameters()}
-        return functional_call(self.layer, wide, inputs, named)
+        copies = {name: value.to(self.device, self.dtype) for name, value in self.layer.named_parameters()}
+        copies |= {name: value.to(self.device) for name, value in self.layer.named_buffers()}
+        return functional_call(self.layer, copies, inputs, named)
 
 
 def fill(

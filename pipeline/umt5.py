@@ -2,7 +2,8 @@
 
 The network is transformers' `UMT5EncoderModel`, the tokens are those of the folder's tokenizer.json. Weights have to
 match to the last name. They are held in bfloat16, or in bytes, whatever the file has; a CPU computes in single
-precision, one layer at a time. Knows no streams and keeps nothing of what it read; `pipeline.prompts` does.
+precision, one layer at a time. Swapped, they are held in the machine's memory, and each layer is on the device only
+while it runs. Knows no streams and keeps nothing of what it read; `pipeline.prompts` does.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import PipelineError
 from pipeline.fit import difference
-from pipeline.narrow import Single, fill
+from pipeline.narrow import Copied, fill
 
 PLACES = 512
 """Tokens of a prompt, in Wan's training; longer ones are cut."""
@@ -28,7 +29,7 @@ _HASHED_BYTES = 1 << 20
 
 
 class Umt5:
-    """Reads prompts."""
+    """Reads prompts. device: what computes."""
 
     def __init__(self, network: nn.Module, tokenizer: Any, device: str) -> None:
         self.network, self.tokenizer, self.device = network, tokenizer, torch.device(device)
@@ -37,8 +38,10 @@ class Umt5:
     def read(self, prompt: str) -> Tensor:
         """The embedding of what is written, (tokens, dim), on the CPU; Wan pads it with zeros to PLACES."""
         # Alone and without padding: under its mask, padding changes nothing and only takes time.
-        ids = torch.tensor([self.tokenizer.encode(cleaned(prompt)).ids], device=self.device)
-        words = self.network.get_submodule("shared")(ids)
+        table = self.network.get_submodule("shared")
+        held = next(table.parameters()).device
+        ids = torch.tensor([self.tokenizer.encode(cleaned(prompt)).ids], device=held)
+        words = table(ids).to(self.device)
         if self.device.type == "cpu":
             words = words.float()
         return self.network(inputs_embeds=words).last_hidden_state[0].cpu()
@@ -49,9 +52,19 @@ def cleaned(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int = 16, places: int = PLACES) -> Umt5:
+def load_umt5(
+    folder: Path,
+    tokenizer: Path,
+    *,
+    device: str = "cpu",
+    swapped: bool = False,
+    bits: int = 16,
+    places: int = PLACES,
+) -> Umt5:
     """From the folders text_encoder and tokenizer of a Wan repo in diffusers' layout; bits: of the layers' weights, 16
     (bfloat16) or 8. places: tokens at which a prompt is cut. One shard of the files is mapped at a time.
+
+    device: what computes, and holds the weights unless they are swapped: then the machine's memory does.
 
     Raises PipelineError: `weights_missing`, `weights_damaged`, `text_encoder_mismatch`.
     """
@@ -78,12 +91,14 @@ def load_umt5(folder: Path, tokenizer: Path, *, device: str = "cpu", bits: int =
     del network.encoder.embed_tokens  # `shared` again; `Umt5` looks words up there
     if differs := difference(dict(_weights(folder)), network.state_dict()):  # mapped, not read
         raise _mismatch(folder, differs)
-    fill(network, _weights(folder), torch.bfloat16, bits=bits, device=device)
-    if torch.device(device).type == "cpu":
+    computes, holds = torch.device(device), "cpu" if swapped else device
+    fill(network, _weights(folder), torch.bfloat16, bits=bits, device=holds)
+    if swapped or computes.type == "cpu":
+        dtype = torch.float32 if computes.type == "cpu" else None
         for block in network.encoder.block:
-            block.layer = nn.ModuleList(Single(layer) for layer in block.layer)
-        network.encoder.final_layer_norm = Single(network.encoder.final_layer_norm)
-    return Umt5(network.to(device), words, device)
+            block.layer = nn.ModuleList(Copied(layer, computes, dtype) for layer in block.layer)
+        network.encoder.final_layer_norm = Copied(network.encoder.final_layer_norm, computes, dtype)
+    return Umt5(network.to(holds), words, device)
 
 
 def fingerprint(folder: Path, tokenizer: Path, bits: int) -> str:

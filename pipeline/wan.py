@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig, WanModel
+from pipeline.config import SWAP, ModelConfig, WanModel
 from pipeline.prompts import Prompts
 from pipeline.student import Student
 from pipeline.tiles import Tiles
@@ -95,7 +95,14 @@ def load_wan(model: WanModel, device: str) -> tuple[ModelConfig, WanPair, Prompt
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     pair = load_pair(model.vae, model.tiny).to(dtype)
-    reader = load_umt5(model.text_encoder, model.tokenizer, device=model.text_device, bits=model.text_bits)
+    swapped = model.text_device == SWAP
+    reader = load_umt5(
+        model.text_encoder,
+        model.tokenizer,
+        device=device if swapped else model.text_device,
+        swapped=swapped,
+        bits=model.text_bits,
+    )
     key = fingerprint(model.text_encoder, model.tokenizer, model.text_bits)
     text = Prompts(reader.read, PLACES, key=key, folder=model.prompts)
     student = load_transformer(model.transformer, model.config.student, dtype, bits=model.bits, device=device)

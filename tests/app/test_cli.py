@@ -14,6 +14,7 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from app import cli
 from app.clip import read_clip
@@ -232,6 +233,31 @@ def test_a_wan_run_without_clips_is_one_clear_line(tiny_model: Path, tmp_path: P
     ended = _run("train", "--config", "wan.toml", cwd=tmp_path)
 
     assert _is_one_line(ended, "data_empty"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "asked"),
+    [
+        (("serve",), {}, "auto"),
+        (("serve",), {"STILLSTREAM_TEXT_DEVICE": "swap"}, "swap"),
+        (("serve", "--text-device", "cuda:1"), {"STILLSTREAM_TEXT_DEVICE": "swap"}, "cuda:1"),
+        (("generate", "--prompt", "a red ball"), {}, "auto"),
+        (("generate", "--prompt", "a red ball", "--text-device", "cpu"), {}, "cpu"),
+    ],
+)
+def test_where_the_text_encoder_is_to_be_is_told_by_flag_or_variable(
+    words: tuple[str, ...], environment: dict[str, str], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def named(*_: object, text_device: str, **__: object) -> None:
+        heard.append(text_device)
+        raise typer.Exit
+
+    monkeypatch.setattr(cli, "named", named)
+    monkeypatch.setattr(cli, "calm_openmp", lambda threads: None)
+    CliRunner().invoke(cli.app, words, env=environment)
+    assert heard == [asked]
 
 
 def test_a_question_that_is_broken_off_ends_quietly_as_interrupted(

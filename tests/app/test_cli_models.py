@@ -1,5 +1,6 @@
 """`stillstream models` as a person uses it, on a hub cache of tiny files."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,39 @@ def test_info_tells_of_every_way_what_it_takes_and_whether_it_fits(monkeypatch: 
     for index, each in enumerate(plans):
         assert f"{each.title}: {each.wants}, {'too much' if index < 2 else 'fits'}" in text
     assert "fits now yes, all on the GPU" in said("info", "longlive", "--device", "cuda", "--text-bits", "8")
+
+
+def test_info_counts_the_autoencoder_beside_a_tiny_file_that_cannot_encode(folders: Path) -> None:
+    def told(*names: str) -> str:
+        file = save({name: torch.zeros(1) for name in names})
+        cached(folders / "hub", WAN_TINY.repo or "", {WAN_TINY.files[0]: file})
+        text = said("info", "longlive")
+        shutil.rmtree(folders / "hub")
+        return text
+
+    assert "codec 45.3 MB" in said("info", "longlive")
+    assert "codec 45.3 MB" in told("encoder.0.weight", "decoder.1.weight")
+    assert "codec 0.5 GB" in told("decoder.1.weight")
+
+
+def test_info_tells_the_way_that_a_text_device_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(device: str) -> tuple[int, int]:
+        if device not in ("cuda", "cuda:1"):
+            raise RuntimeError("invalid device")
+        return {"cuda": 9, "cuda:1": 12}[device] * 10**9, 0
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", told)
+    monkeypatch.setattr("app.shelf.psutil.virtual_memory", lambda: SimpleNamespace(available=30 * 10**9))
+    gpu = ("info", "longlive", "--device", "cuda", "--text-device")
+    assert "fits now yes, text encoder on the CPU" in said(*gpu, "auto")
+    assert "fits now yes, text encoder swapped" in said(*gpu, "swap")
+    apart = said(*gpu, "cuda:1")
+    assert "fits now yes, text encoder on cuda:1" in apart
+    assert "and 30.0 GB in the machine, 12.0 GB on the text encoder's device" in apart
+    assert "ways all on the GPU: 17.9 GB, too much" in said(*gpu, "cuda:0")  # the same as cuda
+    assert "fits now yes, text encoder on cuda:1" in said("info", "longlive", "--text-device", "cuda:1")
+    for unknown in ("cuda:2", "gpu", "swapped"):
+        assert code(*gpu, unknown) == "device_unusable"
 
 
 def test_info_and_verify_take_a_folder_of_your_own(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

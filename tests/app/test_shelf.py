@@ -109,10 +109,16 @@ def test_a_second_pull_fetches_what_was_not_finished_from_its_start_and_whole_fi
         assert asked == []
 
 
-def test_a_pull_that_is_interrupted_ends_at_once_and_leaves_nothing_half_fetched(shelf: Shelf) -> None:
+@pytest.fixture
+def stopped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A pull that Ctrl-C stopped in the middle of the file; how many bytes of it were kept."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)  # 10 MiB
     gone = threading.Event()
 
     def interrupt() -> None:
+        # Once what was sent is no longer on its way; the last piece may be in the file's buffer.
+        while sum(path.stat().st_size for path in leftovers(shelf)) < 8192 and not gone.wait(0.01):
+            pass
         os.kill(os.getpid(), signal.SIGINT)
         gone.wait(10)  # whoever waits for the file gets all of it then
 
@@ -125,7 +131,78 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_leaves_nothing_half_fetched
     finally:
         signal.signal(signal.SIGINT, before)
     assert not shelf.is_pulled(ROW)
+    (part,) = leftovers(shelf)
+    return part.stat().st_size
+
+
+def test_a_pull_that_is_interrupted_ends_at_once_and_the_next_one_goes_on_behind_what_it_fetched(
+    shelf: Shelf, stopped: int
+) -> None:
+    assert stopped in (8192, 12288)
+    asked, sent = list[tuple[str, str]](), list[int]()
+    with serving(HUB, asked=asked, sent=sent) as endpoint:
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert path.read_bytes() == BYTES
+    assert asked == [(ROW.files[0], f"bytes={stopped}-")]
+    assert sent == [len(BYTES) - stopped]
     assert leftovers(shelf) == []
+
+
+def test_what_was_fetched_of_a_file_that_has_changed_since_is_not_mixed_in(shelf: Shelf, stopped: int) -> None:
+    asked, new = list[tuple[str, str]](), BYTES[::-1]
+    with serving({ROW.repo or "": {ROW.files[0]: new}}, asked=asked) as endpoint:
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert path.read_bytes() == new
+    assert asked == [(ROW.files[0], "")]
+    assert leftovers(shelf) == []
+
+
+@pytest.mark.parametrize("kept", [bytes(8192), bytes(len(BYTES)), bytes(len(BYTES) + 1)])
+def test_a_piece_that_was_damaged_is_found_before_the_file_counts_as_whole_and_goes_away(
+    kept: bytes, shelf: Shelf, stopped: int
+) -> None:
+    (part,) = leftovers(shelf)
+    part.write_bytes(kept)
+    with serving(HUB) as endpoint:
+        if len(kept) <= len(BYTES):
+            error = refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "download_damaged")
+            assert error.remedy == "Pull again: it begins anew."
+            assert leftovers(shelf) == [] and not shelf.is_pulled(ROW)
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert path.read_bytes() == BYTES
+
+
+def test_removing_takes_pieces_of_the_row_away_and_leaves_those_of_others(shelf: Shelf, stopped: int) -> None:
+    (part,) = leftovers(shelf)
+    others = [part.with_name(f"{part.name.split('.')[0]}.{whose}.incomplete") for whose in ("longlive", "0a1b2c3d")]
+    for path in others:
+        path.write_bytes(b"theirs")
+    assert shelves.remove(shelf, ROW) == stopped
+    assert leftovers(shelf) == others or leftovers(shelf) == others[::-1]
+    for path in others:
+        path.unlink()
+    shelves.remove(shelf, ROW)
+    assert not shelf.repo(ROW).exists()
+
+
+def test_a_disk_that_runs_full_while_a_file_goes_on_takes_all_of_it_away(shelf: Shelf, stopped: int) -> None:
+    with serving(HUB) as endpoint, no_file_larger_than(len(BYTES) - 2000):
+        refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
+    assert leftovers(shelf) == []
+
+
+def test_what_was_fetched_before_counts_when_room_is_checked(
+    shelf: Shelf, stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, fits in ((len(BYTES) - stopped - 1, False), (len(BYTES) - stopped, True)):
+        usage = namedtuple("usage", "total used free")(10**9, 0, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        with serving(HUB) as endpoint:
+            if fits:
+                assert shelves.pull(shelf, ROW, endpoint=endpoint)
+            else:
+                refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "disk_full")
+                assert len(leftovers(shelf)) == 1
 
 
 def test_no_network_a_repo_that_is_gone_and_one_behind_a_gate_have_their_own_answers(shelf: Shelf) -> None:

@@ -29,6 +29,8 @@ from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
 from pipeline.memory import Setup, plan
 from pipeline.models import BASES, TextWeights, family
+from pipeline.own import rule_of
+from pipeline.wan import load_wan
 from tests.app.hub import cached, serving
 from tests.app.tiny_wan import ROW, repos, shrink_table, tiny_codec
 from tests.pipeline.published import peft_lora
@@ -101,6 +103,18 @@ def test_serving_asks_for_the_yes_of_a_student_that_was_converted_before_and_tel
     assert told_licence(None) is None
 
 
+def test_a_folder_of_your_own_that_has_a_familys_name_does_not_have_its_licence(shelf: Shelf, tmp_path: Path) -> None:
+    for repo, files in repos().items():
+        cached(shelf.hub, repo, files)
+    folder = tmp_path / "elsewhere" / "longlive" / "transformer"
+    convert(shelf.pulled(ROW)[ROW.files[0]], folder, ROW.shape, entry=ROW.weights, rule=rule_of(ROW, "longlive"))
+    model = chosen(shelf, name=str(folder.parent), decoder="full")
+    assert model.config.name == "longlive" and told_licence(model) is None
+    assert told_licence(chosen(shelf, name=str(folder.parent))) == (
+        "Licence: The tiny decoder and encoder of Wan's latents, taew2_1 of TAEHV (MIT (of the code): read it first)."
+    )
+
+
 def command(shelf: Shelf, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STILLSTREAM_")}
     where = {"HF_HUB_CACHE": str(shelf.hub), "STILLSTREAM_MODELS": str(shelf.models), "PYTHONPATH": str(ROOT)}
@@ -150,6 +164,29 @@ def test_the_text_encoder_gives_way_where_the_gpu_is_too_small_for_all(
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, whole))
         model = named(Path(ROW.name), "cuda", size="64x32", accept_licence=True, folders=(shelf.hub, shelf.models))
         assert isinstance(model, WanModel) and model.text_device == place
+
+
+def test_a_text_device_that_is_asked_for_is_where_the_text_encoder_reads_and_the_words_are_the_same(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for repo, files in repos().items():
+        cached(shelf.hub, repo, files)
+    shelves.convert(shelf, ROW, half=False)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (10**12, 10**12))
+
+    def asked(device: str, text_device: str) -> WanModel:
+        folders = (shelf.hub, shelf.models)
+        model = named(
+            Path(ROW.name), device, size="64x32", text_device=text_device, accept_licence=True, folders=folders
+        )
+        assert isinstance(model, WanModel)
+        return replace(model, prompts=None)
+
+    for place in ("cuda", "cuda:0", "cpu", "swap", "cuda:1"):
+        assert asked("cuda", place).text_device == ("cuda" if place == "cuda:0" else place)
+    assert [asked("cpu", place).text_device for place in ("auto", "cpu", "swap")] == ["cpu"] * 3
+    here, swapped = (load_wan(replace(asked("cpu", "cpu"), text_device=each), "cpu")[2] for each in ("cpu", "swap"))
+    assert torch.equal(here.embed("a red ball"), swapped.embed("a red ball"))
 
 
 def test_a_student_and_a_text_encoder_in_eight_bits_draw_a_clip(shelf: Shelf, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKLWan
 from pipeline.config import ModelConfig, load_config
 from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
-from pipeline.memory import Room, Setup, choose, parameters, plan, student_bytes, text_bytes, ways
-from pipeline.models import BASES, FAMILIES, TINY_DECODER, Family, TextWeights, family
+from pipeline.memory import Room, Setup, amount, choose, parameters, plan, student_bytes, text_bytes, ways
+from pipeline.models import BASES, FAMILIES, TINY_DECODER, TINY_ENCODER, Family, TextWeights, family
 from pipeline.region_cache import RegionCache
 from pipeline.student import CachedAttention, Student
-from pipeline.tiny_codec import TinyDecoder
+from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.umt5 import load_umt5
 from pipeline.wan_codec import WanCodec
 from pipeline.weights import load_transformer, pocket_folder, save_transformer
@@ -37,17 +37,19 @@ def test_weights_are_counted_as_the_modules_have_them(base: str, billions: float
     assert names is None or len(student.state_dict()) == names
 
 
-def test_wans_autoencoder_and_the_tiny_decoder_are_counted_with_all_that_they_remember_of_a_stream() -> None:
+def test_wans_autoencoder_and_the_tiny_codec_are_counted_with_all_that_they_remember_of_a_stream() -> None:
     with torch.device("meta"):
-        vae, tiny = WanCodec(AutoencoderKLWan()), TinyDecoder()
+        vae, tiny, tiny_encoder = WanCodec(AutoencoderKLWan()), TinyDecoder(), TinyEncoder()
         pictures, latents = torch.empty(9, 3, 64, 32), torch.empty(3, 16, 8, 4)
     full = BASES["wan-14b"].codec
     assert full.weights == sum(value.numel() for value in vae.parameters())
     assert TINY_DECODER.weights == sum(value.numel() for value in tiny.parameters())
-    encoder, decoder, quick = vae.remember(), vae.remember(), tiny.remember()
+    assert TINY_ENCODER.weights == sum(value.numel() for value in tiny_encoder.parameters())
+    encoder, decoder, quick, quick_encoder = vae.remember(), vae.remember(), tiny.remember(), tiny_encoder.remember()
     vae.encode_push(encoder, pictures)
     vae.decode_push(decoder, latents)
     tiny.decode_push(quick, latents)
+    tiny_encoder.encode_push(quick_encoder, pictures)
 
     def held(values: Iterable[object]) -> float:
         return sum(value.numel() for value in values if isinstance(value, torch.Tensor)) / (64 * 32)
@@ -55,6 +57,7 @@ def test_wans_autoencoder_and_the_tiny_decoder_are_counted_with_all_that_they_re
     assert held(encoder.seen) == full.encoder
     assert held(decoder.seen) == full.decoder
     assert held(quick.before) == TINY_DECODER.decoder
+    assert held(quick_encoder.before) == TINY_ENCODER.encoder
 
 
 def test_wans_text_encoder_is_counted_as_transformers_has_it() -> None:
@@ -108,7 +111,18 @@ def test_the_past_is_as_large_as_what_a_stream_remembers() -> None:
     prompt = 2 * shape.num_layers * 512 * 1536 * 2
     seen = 2 * (1404 + 2364.5) * pixels
     assert plan(LONG, GPU).past == cache.keys.nbytes + cache.values.nbytes + prompt + seen
-    assert plan(LONG, replace(GPU, tiny=True)).past == plan(LONG, GPU).past - 2 * (2364.5 - 84) * pixels
+
+
+def test_beside_a_tiny_decoder_the_autoencoder_counts_only_where_it_has_to_encode() -> None:
+    pixels, vae = 832 * 480, BASES[LONG.base].codec
+    full, tiny, half = (
+        plan(LONG, each) for each in (GPU, replace(GPU, tiny=True), replace(GPU, tiny=True, tiny_encodes=False))
+    )
+    assert full.codec == 2 * vae.weights
+    assert tiny.codec == 2 * (TINY_DECODER.weights + TINY_ENCODER.weights)
+    assert half.codec == 2 * (TINY_DECODER.weights + vae.weights)
+    assert full.past - half.past == 2 * (2364.5 - 84) * pixels
+    assert half.past - tiny.past == 2 * (1404 - 63) * pixels
 
 
 def test_a_cpu_also_keeps_the_past_rotated_with_room_for_a_chunk(config: ModelConfig, student: Student) -> None:
@@ -140,15 +154,51 @@ def test_low_rank_weights_are_held_in_the_machine_and_the_largest_is_worn_on_the
 
 
 def test_each_worker_has_a_model_of_its_own() -> None:
-    one, three = (plan(LONG, replace(GPU, text_on_cpu=True, workers=workers)) for workers in (1, 3))
+    one, three = (plan(LONG, replace(GPU, text_on="cpu", workers=workers)) for workers in (1, 3))
     assert (three.device, three.host) == (3 * one.device, 3 * one.host)
 
 
 def test_with_the_text_encoder_on_the_cpu_the_codec_stays_on_the_gpu() -> None:
-    whole, lean = (plan(LONG, replace(GPU, text_on_cpu=on_cpu)) for on_cpu in (False, True))
+    whole, lean = (plan(LONG, replace(GPU, text_on=place)) for place in ("beside", "cpu"))
     assert whole.device - lean.device == whole.text
     assert whole.host == 0
     assert lean.host == lean.text + 4 * BASES[LONG.base].text.widest
+
+
+def test_a_swapped_text_encoder_is_held_in_the_machine_and_its_largest_layer_counts_on_the_gpu() -> None:
+    lean, swapped = (plan(LONG, replace(GPU, text_on=place, workers=2)) for place in ("cpu", "swap"))
+    assert swapped.device - lean.device == 2 * 2 * BASES[LONG.base].text.widest
+    assert swapped.host == 2 * swapped.text
+    assert choose(LONG, swapped.setup, Room(swapped.device, swapped.host)) == swapped
+    for room in (Room(swapped.device - 1, swapped.host), Room(swapped.device, swapped.host - 1)):
+        assert not swapped.fits(room)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_a_text_encoder_on_a_device_of_its_own_takes_room_there_and_nowhere_else(cpu: bool) -> None:
+    setup = replace(GPU, cpu=cpu, text_on="cuda:1")
+    apart, beside = plan(LONG, setup), plan(LONG, replace(setup, text_on="beside"))
+    assert (apart.apart, beside.apart) == (apart.text, 0)
+    assert beside.device - apart.device == beside.text + beside.reading
+    assert apart.host == 0
+    assert f"and {amount(apart.text)} on cuda:1" in apart.wants and apart.title == "text encoder on cuda:1"
+    host_free = None if cpu else 0
+    assert choose(LONG, setup, Room(apart.device, host_free, apart.text)) == apart
+    with pytest.raises(PipelineError) as refused:
+        choose(LONG, setup, Room(apart.device, host_free, apart.text - 1))
+    assert f"{amount(apart.text)} on the text encoder's device" in refused.value.message
+    assert refused.value.remedy == "Add --text-bits 8, which fits."
+    with pytest.raises(PipelineError) as refused:
+        choose(LONG, setup, Room(apart.device, host_free))
+    assert "another --text-device" in refused.value.remedy
+
+
+def test_where_the_text_encoder_is_asked_to_be_there_is_no_other_way() -> None:
+    assert [each.setup.text_on for each in ways(LONG, GPU)[:2]] == ["beside", "cpu"]
+    for place in ("beside", "cpu", "swap", "cuda:1"):
+        assert {each.setup.text_on for each in ways(LONG, replace(GPU, text_on=place))} == {place}
+    for place in ("auto", "cpu", "swap"):
+        assert {each.setup.text_on for each in ways(LONG, replace(GPU, cpu=True, text_on=place))} == {"beside"}
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
@@ -165,7 +215,7 @@ def test_what_fits_is_chosen_and_the_text_encoder_gives_way_first() -> None:
     assert choose(LONG, GPU, Room(whole.device, 0)) == whole
     assert choose(LONG, GPU, Room(whole.device - 1, lean.host)) == lean
     small = replace(GPU, text_bits=8)
-    assert choose(LONG, small, Room(whole.device - 10**9, 0)).setup == small
+    assert choose(LONG, small, Room(whole.device - 10**9, 0)).setup == replace(small, text_on="beside")
 
 
 @pytest.mark.parametrize("cpu", [True, False])

@@ -12,7 +12,7 @@ from pipeline.chunk import Controls
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
-from pipeline.narrow import EightBitLinear, Single, fill
+from pipeline.narrow import Copied, EightBitLinear, fill
 from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.weights import load_transformer, save_transformer
@@ -61,7 +61,7 @@ def test_a_layer_in_bfloat16_computes_in_single_precision_and_stays_in_bfloat16(
     layer, x = nn.Linear(8, 4).bfloat16(), torch.randn(3, 8)
     wide = nn.Linear(8, 4)
     wide.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
-    assert torch.equal(Single(layer)(x), wide(x))
+    assert torch.equal(Copied(layer, torch.device("cpu"), torch.float32)(x), wide(x))
     assert {value.dtype for value in layer.parameters()} == {torch.bfloat16}
 
 

@@ -5,15 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import PipelineError
-from pipeline.narrow import EightBitLinear
-from pipeline.umt5 import cleaned, fingerprint, load_umt5
+from pipeline.narrow import Copied, EightBitLinear
+from pipeline.umt5 import Umt5, cleaned, fingerprint, load_umt5
 from tests.app.tiny_wan import write_text
 
 PROMPT = "a red ball bounces in the park"
@@ -113,6 +117,65 @@ def test_eight_bits_are_close_to_sixteen(folder: Path) -> None:
     assert sum(isinstance(layer, EightBitLinear) for layer in small.network.modules()) == 2 * 7
     likeness = torch.cosine_similarity(full.read(PROMPT), small.read(PROMPT), dim=-1)
     assert 0.995 < likeness.min() < 1
+
+
+class PretendGpu(TorchFunctionMode):
+    """The CPU goes by the name of cuda, and what is copied there is counted while it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func is torch.device:
+            return func(*args, **named)
+        cpu = [torch.device("cpu") if self._means_us(value) else value for value in args]
+        made = func(*cpu, **{name: "cpu" if self._means_us(value) else value for name, value in named.items()})
+        if func is torch.Tensor.to and any(map(self._means_us, (*args[1:], *named.values()))):
+            made = made.clone()
+            self.held += made.nbytes
+            self.most = max(self.most, self.held)
+            weakref.finalize(made, self._gone, made.nbytes)
+        return made
+
+    def _gone(self, count: int) -> None:
+        self.held -= count
+
+    @staticmethod
+    def _means_us(value: Any) -> bool:
+        return isinstance(value, str | torch.device) and str(value) == "cuda"
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_swapped_it_reads_the_same_to_the_bit_and_has_one_layer_on_the_gpu_at_a_time(folder: Path, bits: int) -> None:
+    def load(swapped: bool) -> Umt5:
+        return load_umt5(folder / "text_encoder", folder / "tokenizer", device="cuda", bits=bits, swapped=swapped)
+
+    with PretendGpu() as gpu:
+        resident, swapped = load(swapped=False), load(swapped=True)
+        expected = resident.read(PROMPT)
+        before, gpu.most = gpu.held, gpu.held
+        assert torch.equal(swapped.read(PROMPT), expected)
+    assert gpu.held == before
+    layers = [layer for layer in swapped.network.modules() if isinstance(layer, Copied)]
+    assert len(layers) == 2 * 2 + 1
+    widest = max(sum(value.nbytes for value in (*layer.parameters(), *layer.buffers())) for layer in layers)
+    assert widest <= gpu.most - before <= widest + expected.nbytes
+
+
+def test_swapped_layers_leave_nothing_on_the_wrong_device(folder: Path) -> None:
+    network = load_umt5(folder / "text_encoder", folder / "tokenizer", device="meta", swapped=True).network
+    made = network(inputs_embeds=torch.empty(1, 5, 32, dtype=torch.bfloat16, device="meta"))  # refuses a mixture
+    assert made.last_hidden_state.device.type == "meta"
+    assert {value.device.type for value in network.state_dict().values()} == {"cpu"}
+
+
+def test_swapped_on_a_cpu_it_is_what_it_is_there_anyway(folder: Path) -> None:
+    here, swapped = (load_umt5(folder / "text_encoder", folder / "tokenizer", swapped=each) for each in (False, True))
+    assert torch.equal(here.read(PROMPT), swapped.read(PROMPT))
 
 
 def test_the_fingerprint_changes_with_weights_and_bits(folder: Path) -> None:
