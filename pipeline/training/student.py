@@ -143,6 +143,10 @@ def train_student(
         anchored = anchor.holds(passes[-1])
         if anchored:
             control = torch.zeros_like(control)
+            # Every other such batch is the truth, noised to any level: what earlier passes make of it is a little off.
+            if torch.rand((), generator=generator) < 0.5:
+                share = torch.rand((), generator=generator).item()
+                passes = [PART_WAY_LOWEST + (config.sampler.anchored - PART_WAY_LOWEST) * share]
         elif turn < len(sigmas) and not opening and torch.rand((), generator=generator) < settings.rolled:
             rolled, prompts, control = True, changing(prompts, data.chunks, generator), torch.zeros_like(control)
         tokens, bare_tokens = (teacher.text.tokenize(texts).to(device) for texts in (prompts, [""] * len(prompts)))
@@ -184,10 +188,8 @@ def train_student(
                     past, known = rolled_past(denoiser, words, known, settings.longest, config, generator, same)
                 else:
                     past = imperfect_past(denoiser, clean, text, control, config, generator, same)
-                # Every other anchored batch is the truth, noised: what the passes before make of it is a little off.
-                if not anchored or torch.rand((), generator=generator) < 0.5:
-                    for sigma in passes[:-1]:
-                        latents = own(noised(latents, sigma), sigma)
+                for sigma in passes[:-1]:
+                    latents = own(noised(latents, sigma), sigma)
                 noisy = noised(latents, passes[-1])
                 if anchored:  # all but a stream's opening, which is its sink; the gate is an earlier pass's
                     target, known = clean, torch.ones_like(known)
