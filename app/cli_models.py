@@ -1,5 +1,6 @@
 """`stillstream models`: the table of families, and what is here of it. A part of `app.cli`."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,6 +140,9 @@ def info(
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
         "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
         + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
+        "positions": "counted from the stream's start"
+        if row.positions == "stream"
+        else "counted from the remembered past",
         "cache pass": "on all of the window, for each chunk"
         if row.rewrites
         else "a pass of its own"
@@ -205,7 +209,18 @@ def convert(
 ) -> None:
     """Make a folder in diffusers' layout, once: safetensors with hashes. Pickles are read as numbers only."""
     shelf = _shelf(hub_cache, models_folder)
+    if not math.isfinite(strength):
+        raise AppError("setting_invalid", f"The strength {strength} is no number.", "Correct --strength.")
     if not Path(name).is_file():
+        if name not in {row.name for row in FAMILIES}:
+            raise AppError(
+                "model_unknown",
+                f"There is no file {name}, and no model of that name.",
+                "Name a checkpoint that is there.",
+            )
+        of_own = {"--base": base, "--like": like, "--entry": entry, "--sha256": sha256, "--lora": lora, "--out": to}
+        if told := [flag for flag, value in of_own.items() if value is not None] + ["--strength"] * (strength != 1):
+            raise AppError("setting_invalid", f"{name} is converted as its row says.", f"Leave {', '.join(told)} out.")
         row = family(name)
         if accept_licence:
             licences.accept(shelf.licences, [row])

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from safetensors import SafetensorError
 
 from app.errors import AppError
+from pipeline.errors import ran_full
 from streaming.frames import fit
 
 FORMATS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".webp": "libwebp_anim"}
@@ -47,7 +49,7 @@ class ClipWriter:
 
 @contextmanager
 def write_clip(path: Path, fps: int) -> Iterator[ClipWriter]:
-    """Raises AppError (`out_unwritable`)."""
+    """Raises AppError: `out_unwritable`, `disk_full`."""
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise AppError("out_unwritable", f"{path.name} is not a kind of clip that can be written.", f"Use {known}.")
@@ -60,7 +62,10 @@ def write_clip(path: Path, fps: int) -> Iterator[ClipWriter]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in path's folder; it takes path's place when the block ends well and is gone otherwise."""
+    """A file to write in path's folder; it takes path's place when the block ends well and is gone otherwise.
+
+    Raises AppError: `out_unwritable`, `disk_full`.
+    """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     except OSError as error:
@@ -71,7 +76,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o666 & ~_umask())
         part.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unwritable(path, error) from error
     finally:
         with suppress(FileNotFoundError):
@@ -118,12 +123,18 @@ def read_picture(path: Path, width: int, height: int) -> np.ndarray:
 
 def _unreadable(path: Path, why: str) -> AppError:
     return AppError(
-        "clip_unreadable", f"{path} cannot be read as a video: {why}.", "Name a video file, such as an mp4."
+        "clip_unreadable",
+        f"{path} cannot be read as a video or a picture: {why}.",
+        "Name a file such as an mp4 or a png.",
     )
 
 
-def _unwritable(path: Path, error: OSError) -> AppError:
-    why = (error.strerror or str(error)).lower()
+def _unwritable(path: Path, error: OSError | SafetensorError) -> AppError:
+    if ran_full(error):
+        return AppError(
+            "disk_full", f"There is no room for {path}; it was not kept.", "Make room, or name a file on another disk."
+        )
+    why = ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
     return AppError("out_unwritable", f"{path} cannot be written: {why}.", "Name a file in a folder you may write to.")
 
 

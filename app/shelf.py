@@ -21,7 +21,7 @@ from app.errors import AppError, memory_short
 from app.unfinished import ENDING, Unfinished, go_on, has_hash
 from pipeline.config import WanModel
 from pipeline.downloads import PARTS, WAN_TEXT, WAN_TINY, WAN_VAE, Download
-from pipeline.errors import ran_full
+from pipeline.errors import PipelineError, ran_full
 from pipeline.layout import RECORD, recorded
 from pipeline.memory import Room, Setup, amount
 from pipeline.models import BASES, FAMILIES, Family
@@ -239,8 +239,8 @@ def check_pulled(shelf: Shelf, row: Download) -> Iterator[Path]:
 def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
     """Make a family's folder from what was pulled; False: it was made before.
 
-    Raises AppError: `model_not_pulled`, `model_not_convertible`, `licence_not_accepted`; PipelineError: see
-    `pipeline.convert.convert`.
+    Raises AppError: `model_not_pulled`, `model_not_convertible`, `licence_not_accepted`, `download_damaged`;
+    PipelineError: see `pipeline.convert.convert`.
     """
     if row.layout != "wan":
         why = "It is embedded and ready." if row.layout == "pocket" else row.remark
@@ -253,15 +253,22 @@ def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
     from pipeline.convert import convert as convert_file
 
     files = shelf.pulled(row)
-    return convert_file(
-        files[row.files[0]],
-        shelf.converted(row),
-        row.shape,
-        entry=row.weights,
-        dtype=torch.bfloat16 if half else None,
-        lora=files[row.lora] if row.lora else None,
-        lora_entry=row.lora_weights,
-    )
+    source = files[row.files[0]]
+    named_by = source.resolve().name  # large files are named by their SHA-256, which `convert` reckons anyway
+    try:
+        return convert_file(
+            source,
+            shelf.converted(row),
+            row.shape,
+            entry=row.weights,
+            sha256=named_by if len(named_by) == 64 else None,
+            dtype=torch.bfloat16 if half else None,
+            lora=files[row.lora] if row.lora else None,
+            lora_entry=row.lora_weights,
+        )
+    except PipelineError:
+        list(check_pulled(shelf, row))  # a file that was damaged on its way is told as that
+        raise
 
 
 def verify(folder: Path) -> None:

@@ -67,7 +67,9 @@ def read_adapter(path: Path, shape: StudentConfig, *, entry: str | None = None) 
         layer = flat.get(bare[1], "") if bare else layer_name(plain_name(name))
         if found is None or layer not in layers:
             raise _mismatch(path, f"{key} belongs to no layer of this model")
-        parts.setdefault(layer, {})[_KINDS[found[2]]] = value
+        if not isinstance(value, Tensor | float | int):
+            raise _mismatch(path, f"{key} is a {type(value).__name__}, not a tensor")
+        parts.setdefault(layer, {})[_KINDS[found[2]]] = torch.as_tensor(value)
     if not parts:
         raise _mismatch(path, "it is empty")
     return {layer: _pair(path, layer, part, layers[layer]) for layer, part in parts.items()}
@@ -77,8 +79,9 @@ def _pair(path: Path, layer: str, part: dict[str, Tensor], size: tuple[int, int]
     if "down" not in part or "up" not in part:
         raise _mismatch(path, f"{layer} has only one of its two halves")
     down, up = part["down"], part["up"]
-    has = (up.shape[0], down.shape[-1])
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or has != size:
+    if "alpha" in part and part["alpha"].numel() != 1:
+        raise _mismatch(path, f"{layer} has an alpha of {part['alpha'].numel()} numbers")
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or (len(up), down.shape[1]) != size:
         told = f"{'x'.join(map(str, up.shape))} times {'x'.join(map(str, down.shape))}"
         raise _mismatch(path, f"{layer} takes {size[0]}x{size[1]}, the file has {told}")
     rank = down.shape[0]

@@ -152,6 +152,9 @@ def test_a_checkpoint_of_your_own_is_converted_with_its_hash(folders: Path, monk
     assert code(*words, "--sha256", "0" * 64) == "checkpoint_hash"
     assert code("convert", str(folders / "c.pt")) == "setting_invalid"
     assert code("convert", str(folders / "c.pt"), "--base", "flux", "--out", "x") == "setting_invalid"
+    assert code(*words, "--strength", "nan") == "setting_invalid"
+    assert code("convert", str(folders / "d.pt"), *words[2:]) == "model_unknown"
+    assert code("convert", "longlive", *words[2:]) == "setting_invalid"  # a row says itself how it is converted
 
 
 def test_a_model_goes_from_pull_to_removal(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from app.clip import read_clip, write_clip
+from app.clip import read_clip, replacing, write_clip
 from app.errors import DENSE_ONLY, AppError
 from app.generate import generate
 from pipeline.chunk import Chunk, Controls
 from tests.app.fakes import CONFIG, FakeEngine, FakeState, load_fake
+from tests.limits import no_file_larger_than
 
 WIDTH, HEIGHT = 64, 32
 
@@ -83,6 +85,22 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path, name: str) -> No
         pass
 
     assert error.value.code == "out_unwritable"
+
+
+def test_a_disk_that_runs_full_under_a_clip_or_its_latents_is_told_and_nothing_stays(tmp_path: Path) -> None:
+    def write_frames() -> None:
+        with write_clip(tmp_path / "clip.mp4", 16) as clip:
+            clip.write(np.random.default_rng(0).integers(0, 256, (16, 32, 64, 3), np.uint8))
+
+    def write_latents() -> None:
+        with replacing(tmp_path / "latents.safetensors") as part:
+            save_file({"latents_TCHW": np.zeros((4, 16, 8, 8), np.float32)}, part)
+
+    for write in (write_frames, write_latents):
+        with no_file_larger_than(4000), pytest.raises(AppError) as error:
+            write()
+        assert error.value.code == "disk_full"
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clip_that_breaks_off_leaves_the_old_one_whole(tmp_path: Path) -> None:

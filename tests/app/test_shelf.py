@@ -337,6 +337,19 @@ def test_what_was_pulled_is_converted_verified_and_removed(
     assert not shelf.repo(ROW).exists()
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content[:-9] + b"?" + content[-8:]])
+def test_what_was_damaged_on_its_way_is_not_converted(
+    damage: Callable[[bytes], bytes], shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = family("krea-realtime")
+    content = save(dict(tiny(row, monkeypatch).model.state_dict()))
+    cached(shelf.hub, row.repo or "", {row.files[0]: content})
+    shelf.pulled(row)[row.files[0]].write_bytes(damage(content))
+    licences.accept(shelf.licences, [row])
+    assert "pull it again" in refusal(lambda: shelves.convert(shelf, row, half=False), "download_damaged").remedy
+    assert not shelf.models.exists()
+
+
 def test_removing_one_family_leaves_another_of_the_same_repo(shelf: Shelf) -> None:
     one, two = family("causal-forcing"), family("causal-forcing-2step")
     cached(shelf.hub, one.repo or "", {one.files[0]: BYTES, two.files[0]: BYTES[::-1]})

@@ -1,6 +1,7 @@
 """One real server and one real browser for each module of browser tests."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -36,8 +37,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture
-def open_page(server: Server, browser: Browser) -> Iterator[Callable[[], Viewer]]:
+@contextmanager
+def pages(server: Server, browser: Browser) -> Iterator[Callable[[], Viewer]]:
     """Opens pages, each as a person of their own. Afterwards no page may have complained, and all are gone."""
     context = browser.new_context(viewport={"width": 1000, "height": 700})
     viewers: list[Viewer] = []
@@ -46,7 +47,15 @@ def open_page(server: Server, browser: Browser) -> Iterator[Callable[[], Viewer]
         viewers.append(Viewer(context, server.url))
         return viewers[-1]
 
-    yield open_one
-    context.close()
+    try:
+        yield open_one
+    finally:
+        context.close()
     assert [complaint for viewer in viewers for complaint in viewer.complaints] == []
     wait_until(lambda: server.open_sessions() == 0, "the end of all sessions")
+
+
+@pytest.fixture
+def open_page(server: Server, browser: Browser) -> Iterator[Callable[[], Viewer]]:
+    with pages(server, browser) as opens:
+        yield opens

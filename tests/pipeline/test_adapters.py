@@ -173,7 +173,9 @@ def test_weights_for_other_layers_are_refused(
     assert told in refused.value.message
 
 
-@pytest.mark.parametrize(("down", "up"), [((2, 40), (24, 2)), ((2, 24), (40, 2)), ((2, 24), (24, 3)), ((24,), (24, 2))])
+@pytest.mark.parametrize(
+    ("down", "up"), [((2, 40), (24, 2)), ((2, 24), (40, 2)), ((2, 24), (24, 3)), ((24,), (24, 2)), ((), (24, 2))]
+)
 def test_weights_of_other_sizes_are_refused_with_the_sizes(
     down: tuple[int, ...], up: tuple[int, ...], config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -183,6 +185,17 @@ def test_weights_of_other_sizes_are_refused_with_the_sizes(
         read_adapter(tmp_path / "l.st", config.student)
     assert refused.value.code == "lora_mismatch"
     assert "takes 24x24" in refused.value.message
+
+
+@pytest.mark.parametrize(("value", "told"), [("much", "is a str"), (torch.ones(2), "an alpha of 2 numbers")])
+def test_an_alpha_that_is_no_number_is_refused(
+    value: object, told: str, thin: dict[str, Tensor], config: ModelConfig, tmp_path: Path
+) -> None:
+    name = next(iter(thin)).replace("lora_A.weight", "alpha")
+    torch.save({**thin, name: value}, tmp_path / "lora.pt")
+    with pytest.raises(PipelineError, match=told) as refused:
+        read_adapter(tmp_path / "lora.pt", config.student)
+    assert refused.value.code == "lora_mismatch"
 
 
 def test_an_empty_file_and_one_without_the_entry_are_refused(config: ModelConfig, tmp_path: Path) -> None:
