@@ -71,6 +71,7 @@ def test_a_family_is_pulled_converted_verified_served_to_a_browser_and_removed(
 
         def taken_on(field: str, value: object) -> bool:
             """Whether a chunk was drawn by what the page asked for."""
+            page.wait_for_timeout(50)  # messages are only handed over while Playwright runs
             acks = {each["id"] for each in heard if each["kind"] == "ack"}
             return any(each.get(field) == value and each["id"] in acks for each in sent)
 
