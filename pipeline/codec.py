@@ -9,7 +9,7 @@ Knows nothing of time steps, prompts or the transformer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -161,6 +161,7 @@ class TileMemory:
         """For one run over a chunk: of these tiles, (T * n, C, h, w), or of all, (T, C, H, W)."""
         assert tiles is None or self.valid, "chosen tiles need neighbours that were computed"
         before, self._last, self.valid, place = self._last, tiles, True, iter(range(1 << 20))
+        held = before if before is None or tiles is None else without(before, tiles)
         wholes = [] if tiles is None else self.wholes
         self.wholes = []
         known: dict[tuple[str, int], Tensor] = {}
@@ -201,8 +202,8 @@ class TileMemory:
             assert tiles is not None
             seen, size = map_of(next(place)), x.shape[-1]
             (count, _, width, channels), flat = seen.shape, seen.flatten(1, 2)
-            if before is not None:  # computed a chunk ago and perhaps held now
-                stale = cells(before, size, width, "stale")
+            if held is not None and len(held):  # computed a chunk ago and held now
+                stale = cells(held, size, width, "stale")
                 flat[:-1].index_copy_(1, stale, flat[-1:].index_select(1, stale).expand(count - 1, -1, -1))
             own = cells(tiles, size, width, "own")
             flat.index_copy_(1, own, x.permute(0, 2, 3, 1).reshape(count, -1, channels))
@@ -216,6 +217,11 @@ class TileMemory:
     def reset(self) -> None:
         self.valid = False
         self.wholes = []
+
+
+def without(tiles: Tiles, others: Tiles) -> Tiles:
+    """Those of the tiles that the others are not."""
+    return replace(tiles, index_N=tiles.index_N[~torch.isin(tiles.index_N, others.index_N)])
 
 
 @dataclass
@@ -310,8 +316,7 @@ class PocketCodec(nn.Module):
         tiles: None is all of them, remembered for chunks of which a part is encoded.
         """
         assert not memory.pending_TCHW, "chosen tiles are encoded in whole latent frames"
-        grouped = frames_TCHW.unflatten(0, (-1, self.config.frames)).flatten(1, 2)
-        made = self._tiled(self.encoder, grouped, memory.layers, tiles)
+        made = self._tiled(self.encoder, frames_TCHW.unflatten(0, (-1, self.config.frames)), memory.layers, tiles)
         return self.normalise(made) * self.scale
 
     def decode_tiles(self, memory: CodecMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
@@ -329,13 +334,15 @@ class PocketCodec(nn.Module):
     def _tiled(self, layers: nn.Sequential, x: Tensor, memory: TileMemory, tiles: Tiles | None) -> Tensor:
         """Chosen tiles through layers that see their neighbours, to a column.
 
+        x: (T, ..., H, W); what is between are channels, and joined where they are needed: that copies them.
         More than half are cut from a whole, and so are any whose neighbours were not computed before.
         """
         if tiles is None or not memory.valid or len(tiles) > tiles.rows * tiles.columns // 2:
-            made = _run(layers, x, memory.begin(None))
+            made = _run(layers, x.flatten(1, -3), memory.begin(None))
             return made if tiles is None else tiles.gather(made)
         near = memory.begin(tiles)
-        batch = tiles.gather(x).unflatten(2, (len(tiles), -1)).transpose(1, 2).flatten(0, 1)
+        column = tiles.gather(x).flatten(1, -3)
+        batch = column.unflatten(2, (len(tiles), -1)).transpose(1, 2).flatten(0, 1)
         made = _run(layers, batch, near)
         return made.unflatten(0, (-1, len(tiles))).transpose(1, 2).flatten(2, 3)
 

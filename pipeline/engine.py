@@ -8,6 +8,7 @@ With regions, a `Plan` says which tiles are computed: their columns take the sam
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.sampler import Anchor, denoise, draw_noise, from_noise, levels, le
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
-from pipeline.student import CachedAttention, Student
+from pipeline.student import CachedAttention, Modulations, Student
 from pipeline.text import Text
 from pipeline.tiles import Tiles
 from pipeline.wan import load_wan
@@ -62,6 +63,7 @@ class Engine:
         self.text = text.place(self.device)
         self.student = student.to(self.device)
         self.wardrobe = Wardrobe(self.student, loras)
+        self._level = lru_cache(maxsize=32)(self._level_of)  # chunk by chunk the passes have the same levels
         self.config = replace(config, loras=tuple(self.wardrobe.adapters), lora_strength=lora_strength)
 
     @classmethod
@@ -262,7 +264,8 @@ class Engine:
                         timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
                         out = cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
                     else:
-                        out = self.student.predict(noisy, sigma, text, attend, control, tiles)
+                        level = self._level(sigma, state.worn)
+                        out = self.student.predict(noisy, sigma, text, attend, control, tiles, level)
                     if same_HW is not None:
                         out = shut(out, (same_HW if tiles is None else tiles.gather(same_HW))[None])
                     return anchor.keep(out, sigma)
@@ -289,9 +292,13 @@ class Engine:
                 if isinstance(attend, RegionAttention):
                     attend.choose(tiles)
                 attend.writing, attend.anchored = True, False
-                self.student.predict(clean, 0.0, text, attend, control, tiles)
+                self.student.predict(clean, 0.0, text, attend, control, tiles, self._level(0.0, state.worn))
         state.cache.commit(config.chunk)
         return clean
+
+    def _level_of(self, sigma: float, worn: tuple[str, float]) -> Modulations:
+        """What the student is told of a level while it wears these low-rank weights."""
+        return self.student.at(sigma)
 
     def _rewrite(self, state: StreamState, frames_TCHW: Tensor) -> None:
         """Write what is remembered by itself. Nothing is before its oldest frame then, so that is encoded anew, from

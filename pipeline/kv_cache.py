@@ -91,8 +91,8 @@ class KVCache:
 
         count: of the oldest so many; None: of all.
         """
-        slots = self.slots()[:count]
-        return self.keys[layer][:, slots], self.values[layer][:, slots]
+        slots = torch.tensor(self.slots()[:count], dtype=torch.int64, device=self.keys.device)
+        return self.keys[layer].index_select(1, slots), self.values[layer].index_select(1, slots)
 
     def newest(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the newest committed frame, (batch, tokens, heads, head dim) each."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.config import TILE_PIXELS, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.motion import ProbeMotion, SourceMotion
-from pipeline.student import CachedAttention, Student, rotate
+from pipeline.student import CachedAttention, Student, rotate, turns
 from pipeline.tiles import Tiles
 
 SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays further away from it than that
@@ -173,8 +173,9 @@ class RegionAttention(CachedAttention):
             self.bias = None if self.bias is None else self.bias[self._known]
         if regions.carry == "own_time":
             own = cache.positions(chunk, student.config.rope_max_seq_len)[self.frames :]
-            self._rows_back = torch.stack([student.rope_rows(places, grid) for places in going_back(own)])
-        self.choose(None)
+            self._rows_back = torch.stack([turns(student.rope_rows(places, grid)) for places in going_back(own)])
+        self._tiles: Tiles | None = None
+        self._tokens_N: Tensor | None = None
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Without what was forgotten."""
@@ -185,9 +186,11 @@ class RegionAttention(CachedAttention):
 
     def choose(self, tiles: Tiles | None) -> None:
         """From now on the tokens of these tiles alone are handed in; None: all of them."""
-        self._tokens_N = None if tiles is None else tiles.tokens(self.grid)
+        if tiles is self._tiles:
+            return
+        self._tiles, self._tokens_N = tiles, None if tiles is None else tiles.tokens(self.grid)
         if self._tokens_N is not None:
-            self._active_rows = self.rows.unflatten(1, (-1, self.tokens))[:, :, self._tokens_N].flatten(1, 2)
+            self._active_rows = self.rows.unflatten(0, (-1, self.tokens))[:, self._tokens_N].flatten(0, 1)
             self._carried_rows = self.rows if self.regions.carry != "own_time" else self._rows_then(self._tokens_N)
 
     def _rows_then(self, active_N: Tensor) -> Tensor:
@@ -196,8 +199,8 @@ class RegionAttention(CachedAttention):
         whole = np.ones((rows // age_HW.shape[0], columns // age_HW.shape[1]), np.int64)
         chunks_N = torch.from_numpy(np.kron(age_HW + 1, whole)).flatten().to(active_N.device)
         chunks_N[active_N] = 0
-        back = chunks_N.clamp_(max=len(self._rows_back) - 1).repeat(self.rows.shape[1] // self.tokens)
-        return self._rows_back[back, :, torch.arange(len(back), device=back.device)].transpose(0, 1)
+        back = chunks_N.clamp_(max=len(self._rows_back) - 1).repeat(len(self.rows) // self.tokens)
+        return self._rows_back[back, torch.arange(len(back), device=back.device)]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         same_step = not self.writing and self.regions.by_pass
@@ -208,7 +211,8 @@ class RegionAttention(CachedAttention):
                     kept[self.step, layer].flatten(1, 2).copy_(x.detach())
             return super().__call__(layer, q, k, v)
         same_step = same_step and self.regions.sigmas == self.sigmas
-        q, k, v = rotate(q, self._active_rows), *(x.unflatten(1, (-1, len(self._tokens_N))) for x in (k, v))
+        of_frames = (len(k), -1, len(self._tokens_N), *k.shape[2:])
+        q, k, v = rotate(q, self._active_rows), k.reshape(of_frames), v.reshape(of_frames)
         if not self.writing and self.regions.carry == "none":
             own_k, own_v = rotate(k.flatten(1, 2), self._active_rows), v.flatten(1, 2)
         else:

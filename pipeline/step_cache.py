@@ -12,7 +12,7 @@ Source: TeaCache (Liu et al. 2024), without its fitted polynomial, which belongs
 
 from torch import Tensor
 
-from pipeline.student import Attend, Student, TextKV, scaled
+from pipeline.student import Attend, Student, TextKV, modulated
 
 
 class StepCache:
@@ -52,8 +52,8 @@ class StepCache:
         if not self.threshold:
             return False
         block = self.student.model.blocks[0]
-        shift, scale = (block.scale_shift_table[None] + modulation).unbind(2)[:2]
-        told, last = scaled(block.norm1(tokens_BND.float()), 1 + scale, shift), self._told
+        shift, scale = (block.scale_shift_table + modulation).unbind(2)[:2]
+        told, last = modulated(block.norm1, tokens_BND, scale, shift), self._told
         self._told = told
         if last is None or self.step == self.passes - 1:
             return False

@@ -26,6 +26,7 @@ import_utils._xformers_available = False
 from diffusers import WanTransformer3DModel  # noqa: E402
 
 TextKV = Sequence[tuple[Tensor, Tensor]]
+Modulations = tuple[Tensor, Tensor]
 
 
 class Attend(Protocol):
@@ -35,7 +36,10 @@ class Attend(Protocol):
 
 
 def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
-    """Rotary embedding on interleaved pairs; rows: (2, N, 1, head dim / 2), cosines then sines."""
+    """Rotary embedding on interleaved pairs.
+
+    rows: (2, N, 1, head dim / 2), cosines then sines; or `turns` of them, which are the quicker the more often used.
+    """
     # In single precision: half would make neighbours of distant places.
     if torch.compiler.is_compiling():  # which makes one kernel of real numbers, and none of complex ones
         even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
@@ -43,13 +47,45 @@ def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BNHD.dtype)
     # Pairs as complex numbers turn in one product.
     pairs = torch.view_as_complex(x_BNHD.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(*rows)).flatten(-2).to(x_BNHD.dtype)
+    turned = torch.view_as_real(pairs * (rows if rows.is_complex() else turns(rows)))
+    return turned.flatten(-2).to(x_BNHD.dtype)
 
 
-def scaled(x_BND: Tensor, scale_BTD: Tensor, shift_BTD: Tensor | None = None) -> Tensor:
-    """Times the scale, plus the shift, of the latent frame that each token belongs to; T = 1 serves all frames."""
-    grouped = x_BND.unflatten(1, (scale_BTD.shape[1], -1)) * scale_BTD[:, :, None]
-    return (grouped if shift_BTD is None else grouped + shift_BTD[:, :, None]).flatten(1, 2)
+def turns(rows: Tensor) -> Tensor:
+    """Rotary rows as complex numbers, (N, 1, head dim / 2)."""
+    return torch.complex(*rows)
+
+
+# What bounds a small model's pass is the number of its operations: these three make few of what would be many.
+
+
+def scaled(x_BND: Tensor, scale_BTD: Tensor, onto_BND: Tensor) -> Tensor:
+    """Times the scale of the latent frame that each token belongs to, and added; T = 1 serves all frames."""
+    frames = scale_BTD.shape[1]
+    if frames == 1:
+        return torch.addcmul(onto_BND, x_BND, scale_BTD)
+    # The sum comes last: FSDP wants no view from a layer.
+    return onto_BND + (x_BND.unflatten(1, (frames, -1)) * scale_BTD[:, :, None]).flatten(1, 2)
+
+
+def modulated(norm: nn.LayerNorm, x_BND: Tensor, scale_BTD: Tensor, shift_BTD: Tensor) -> Tensor:
+    """Normed, scaled and shifted, in single precision."""
+    x_BND = x_BND.float()
+    if scale_BTD.shape[:2] == (1, 1):  # the same for all tokens, as the gain and bias of a norm are
+        return F.layer_norm(x_BND, norm.normalized_shape, scale_BTD.flatten(), shift_BTD.flatten(), norm.eps)
+    grouped = norm(x_BND).unflatten(1, (scale_BTD.shape[1], -1))
+    return torch.addcmul(shift_BTD[:, :, None], grouped, scale_BTD[:, :, None]).flatten(1, 2)
+
+
+def rms_normed(norm: nn.RMSNorm, x_BND: Tensor) -> Tensor:
+    """Torch's own is one kernel on a GPU and in compiled layers, and many small ones on a CPU."""
+    if x_BND.device.type != "cpu" or torch.compiler.is_compiling():
+        return norm(x_BND)
+    assert norm.eps is not None, "the models' norms have an eps of their own"
+    wide = x_BND.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    square = torch.addcmul(size.new_full((), norm.eps), size, size, value=1 / x_BND.shape[-1])
+    return (wide * square.rsqrt()).to(x_BND.dtype) * norm.weight
 
 
 @lru_cache(maxsize=8)
@@ -113,8 +149,8 @@ class CachedAttention:
         self.tokens = grid[0] * grid[1]
         self.frames = past = cache.frames if place is None else place
         numbers = cache.positions(chunk if place is None else 0, student.config.rope_max_seq_len)
-        rows = student.rope_rows(numbers[: past + chunk], grid)
-        self.past_rows, self.rows = rows[:, : past * self.tokens], rows[:, past * self.tokens :]
+        rows = turns(student.rope_rows(numbers[: past + chunk], grid))
+        self.past_rows, self.rows = rows[: past * self.tokens], rows[past * self.tokens :]
         self._rooms: dict[int, tuple[Tensor, Tensor]] = {}  # a layer's past, and room for what a pass adds
         # A rotated copy of the past would double what a large model needs, and a GPU rotates in no time.
         self._keeps = cache.keys.device.type == "cpu"
@@ -126,12 +162,15 @@ class CachedAttention:
         """Keys, rotated, and values of what is remembered."""
         if not self._keeps:
             return self.read(layer)
-        own = self.rows.shape[1]
+        keys, values = self._room(layer)
+        end = keys.shape[1] - len(self.rows)
+        return keys[:, :end], values[:, :end]
+
+    def _room(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer not in self._rooms:
             past_k, past_v = self.read(layer)
-            self._rooms[layer] = roomy(past_k, own), roomy(past_v, own)
-        keys, values = self._rooms[layer]
-        return keys[:, : keys.shape[1] - own], values[:, : values.shape[1] - own]
+            self._rooms[layer] = roomy(past_k, len(self.rows)), roomy(past_v, len(self.rows))
+        return self._rooms[layer]
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.read(layer, self.frames)
@@ -139,15 +178,18 @@ class CachedAttention:
 
     def after_past(self, layer: int, own_k: Tensor, own_v: Tensor) -> tuple[Tensor, Tensor]:
         """The past and then these, valid until the next call for the layer: the past is not copied for every pass."""
-        past_k, past_v = self.past(layer)
         if self.anchored:
-            return torch.cat((past_k[:, : self.sink], own_k), 1), torch.cat((past_v[:, : self.sink], own_v), 1)
-        if not self._keeps or torch.is_grad_enabled():  # a backward still wants what the pass before saw
+            past_k, past_v = (part[:, : self.sink] for part in self.past(layer))
             return torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1)
-        keys, values = self._rooms[layer]
-        start, end = past_k.shape[1], past_k.shape[1] + own_k.shape[1]
-        keys[:, start:end], values[:, start:end] = own_k, own_v
-        return keys[:, :end], values[:, :end]
+        if not self._keeps or torch.is_grad_enabled():  # a backward still wants what the pass before saw
+            past_k, past_v = self.past(layer)
+            return torch.cat((past_k, own_k), 1), torch.cat((past_v, own_v), 1)
+        (keys, values), count, missing = self._room(layer), own_k.shape[1], len(self.rows) - own_k.shape[1]
+        if missing:
+            keys, values = keys[:, :-missing], values[:, :-missing]
+        keys[:, -count:].copy_(own_k)
+        values[:, -count:].copy_(own_v)
+        return keys, values
 
     def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         bias = self.bias[: self.sink] if self.anchored and self.bias is not None else self.bias
@@ -212,8 +254,20 @@ class Student(nn.Module):
         frames, each group under its own prompt. control_BTCHW: structure to keep to, 0 to 1; none is the same as zeros.
         tiles: where the latents are columns of chosen tiles: which; `attend` must know them too.
         """
+        return self.told(latents_BTCHW, self.time(timesteps_BT), text, attend, control_BTCHW, tiles)
+
+    def told(
+        self,
+        latents_BTCHW: Tensor,
+        modulations: Modulations,
+        text: TextKV,
+        attend: Attend,
+        control_BTCHW: Tensor | None = None,
+        tiles: Tiles | None = None,
+    ) -> Tensor:
+        """`forward`, with what `time` made of the timesteps."""
         tokens = self.embed(latents_BTCHW, control_BTCHW, tiles)
-        modulation, head_modulation = self.time(timesteps_BT)
+        modulation, head_modulation = modulations
         for layer in range(len(self.model.blocks)):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
@@ -226,10 +280,18 @@ class Student(nn.Module):
         attend: Attend,
         control_BTCHW: Tensor | None = None,
         tiles: Tiles | None = None,
+        level: Modulations | None = None,
     ) -> Tensor:
-        """`forward` at one level for all frames, in the weights' own precision; single comes back."""
-        timesteps = torch.full((1, 1), 1000 * sigma, device=noisy_BTCHW.device)
-        return self(noisy_BTCHW.to(self.dtype), timesteps, text, attend, control_BTCHW, tiles).float()
+        """`forward` at one level for all frames, in the weights' own precision; single comes back.
+
+        level: what `at` makes of it, where that is known already.
+        """
+        level = level or self.at(sigma)
+        return self.told(noisy_BTCHW.to(self.dtype), level, text, attend, control_BTCHW, tiles).float()
+
+    def at(self, sigma: float) -> Modulations:
+        """What all frames are told of one level."""
+        return self.time(torch.full((1, 1), 1000 * sigma, device=self.model.patch_embedding.weight.device))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -254,44 +316,45 @@ class Student(nn.Module):
         embedding = self.model.patch_embedding
         return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
 
-    def time(self, timesteps_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Modulation of the layers (B, T, 6, D) and of the head (B, T, 1, D)."""
-        embedder = self.model.condition_embedder
+    def time(self, timesteps_BT: Tensor) -> Modulations:
+        """Modulation of the layers (B, T, 6, D) and of the head (B, T, 2, D). Scales are around 1."""
+        model, shape = self.model, timesteps_BT.shape
+        embedder = model.condition_embedder
         features = embedder.timesteps_proj(timesteps_BT.flatten()).to(embedder.time_proj.weight.dtype)
         embedded = embedder.time_embedder(features)
-        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1))
-        shape = timesteps_BT.shape
-        return modulation.unflatten(0, shape).float(), embedded.unflatten(0, shape)[:, :, None].float()
+        modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1)).unflatten(0, shape).float()
+        head_modulation = model.scale_shift_table + embedded.unflatten(0, shape)[:, :, None].float()
+        modulation[:, :, 1::3] += 1
+        head_modulation[:, :, 1] += 1
+        return modulation, head_modulation
 
     def layer(self, index: int, tokens: Tensor, modulation: Tensor, text: TextKV, attend: Attend) -> Tensor:
-        block = self.model.blocks[index]
-        heads = (-1, self.config.attention_head_dim)
-        parts = (block.scale_shift_table[None] + modulation).unbind(2)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
+        block, kind = self.model.blocks[index], tokens.dtype
+        heads = (*tokens.shape[:2], -1, self.config.attention_head_dim)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + modulation).unbind(2)
 
-        normed = scaled(block.norm1(tokens.float()), 1 + scale, shift).to(tokens.dtype)
+        normed = modulated(block.norm1, tokens, scale, shift).to(kind)
         attn = block.attn1
-        q = attn.norm_q(attn.to_q(normed)).unflatten(2, heads)
-        k = attn.norm_k(attn.to_k(normed)).unflatten(2, heads)
-        v = attn.to_v(normed).unflatten(2, heads)
+        q = rms_normed(attn.norm_q, attn.to_q(normed)).view(heads)
+        k = rms_normed(attn.norm_k, attn.to_k(normed)).view(heads)
+        v = attn.to_v(normed).view(heads)
         mixed = attn.to_out[0](attend(index, q, k, v).flatten(2))
-        tokens = (tokens.float() + scaled(mixed.float(), gate)).to(tokens.dtype)
+        tokens = scaled(mixed.float(), gate, tokens.float()).to(kind)
 
         attn = block.attn2
         key, value = text[index]
-        groups = len(key) // len(tokens)
-        normed = block.norm2(tokens.float()).to(tokens.dtype)
-        q = attn.norm_q(attn.to_q(normed)).unflatten(2, heads).unflatten(1, (groups, -1)).flatten(0, 1)
-        read = attention(q, key, value).unflatten(0, (-1, groups)).flatten(1, 2)
-        tokens = tokens + attn.to_out[0](read.flatten(2))
+        q = rms_normed(attn.norm_q, attn.to_q(block.norm2(tokens.float()).to(kind)))
+        read = attention(q.reshape(len(key), -1, *key.shape[2:]), key, value)  # each group of frames its own words
+        tokens = tokens + attn.to_out[0](read.reshape(q.shape))
 
-        normed = scaled(block.norm3(tokens.float()), 1 + ffn_scale, ffn_shift).to(tokens.dtype)
-        return (tokens.float() + scaled(block.ffn(normed).float(), ffn_gate)).to(tokens.dtype)
+        normed = modulated(block.norm3, tokens, ffn_scale, ffn_shift).to(kind)
+        up, _, down = block.ffn.net
+        return scaled(down(up(normed)).float(), ffn_gate, tokens.float()).to(kind)
 
     def head(self, tokens: Tensor, modulation: Tensor, like_BTCHW: Tensor) -> Tensor:
         model = self.model
-        shift, scale = (model.scale_shift_table[None] + modulation).unbind(2)
-        out = model.proj_out(scaled(model.norm_out(tokens.float()), 1 + scale, shift).to(tokens.dtype))
+        shift, scale = modulation.unbind(2)
+        out = model.proj_out(modulated(model.norm_out, tokens, scale, shift).to(tokens.dtype))
         batch, frames, _, height, width = like_BTCHW.shape
         _, p_h, p_w = self.config.patch_size
         out = out.reshape(batch, frames, height // p_h, width // p_w, p_h, p_w, -1)

@@ -154,6 +154,27 @@ def test_a_stream_takes_a_change_up_with_its_next_chunk(
     assert all(map(np.array_equal, stream(None), plain))
 
 
+def test_levels_are_read_anew_once_low_rank_weights_are_worn_that_read_them(engine: Engine, tmp_path: Path) -> None:
+    """The twin reads each level for every pass."""
+    shapes = {name: value.shape for name, value in engine.student.model.state_dict().items()}
+    path = tmp_path / "late.safetensors"
+    save_file(peft_lora(["condition_embedder.time_embedder.linear_1"], shapes), path)
+    parts = (engine.config, engine.codec, engine.text, engine.student)
+    ours, twin = (Engine(*parts, loras=[path]) for _ in range(2))
+    twin._level = twin._level_of  # type: ignore[assignment]
+
+    def stream(who: Engine, *worn: float) -> list[np.ndarray]:
+        state = who.open(7)
+        asked = [
+            Controls("red ball", lora="late" if strength else "", lora_strength=strength or 1.0) for strength in worn
+        ]
+        return [who.step(state, controls).latents_TCHW for controls in asked]
+
+    plain, made, wanted = stream(ours, 0, 0, 0, 0), stream(ours, 0, 2.0, 4.0, 0), stream(twin, 0, 2.0, 4.0, 0)
+    assert all(map(np.array_equal, made, wanted))
+    assert abs(made[1] - plain[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.config import ModelConfig, RegionConfig
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionAttention, RegionCache, going_back
-from pipeline.student import CachedAttention, Student, TextKV, attention, rotate
+from pipeline.student import CachedAttention, Student, TextKV, attention, rotate, turns
 from pipeline.tiles import Tiles
 from tests.pipeline.conftest import stir
 
@@ -143,10 +143,10 @@ def test_chosen_tiles_equal_a_dense_pass_that_sees_held_tokens_as_they_are_carri
         attend.held, attend.seen = held, seen
         if carry == "own_time":  # of the second chunk, frames 2 and 3, whichever chunk is being made
             ours.regions.age_HW[~MASK] = seed - 2
-            now, then = attend.rows.unflatten(1, (2, -1)), student.rope_rows([2, 3], config.grid).unflatten(1, (2, -1))
-            attend.key_rows = now.clone()
-            attend.key_rows[:, :, held] = then[:, :, held]
-            attend.key_rows = attend.key_rows.flatten(1, 2)
+            then = turns(student.rope_rows([2, 3], config.grid)).unflatten(0, (2, -1))
+            attend.key_rows = attend.rows.unflatten(0, (2, -1)).clone()
+            attend.key_rows[:, held] = then[:, held]
+            attend.key_rows = attend.key_rows.flatten(0, 1)
         for one, other in zip(twin.push(seed, attend=attend), ours.push(seed, tiles), strict=True):
             torch.testing.assert_close(tiles.gather(one), other, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours.cache.keys, twin.cache.keys, atol=1e-5, rtol=1e-5)

@@ -356,3 +356,17 @@ def test_a_change_with_its_halo_decodes_as_the_whole_does(codec: PocketCodec) ->
         ours, theirs = codec.decode_tiles(memory, second, tiles), codec.decode_push(plain, second)
         torch.testing.assert_close(ours, tiles.gather(theirs), atol=1e-5, rtol=1e-5)
         last = second
+
+
+def test_layers_see_a_tile_that_is_held_again_as_its_newest_frame(codec: PocketCodec) -> None:
+    moving, left = np.zeros((2, 2, 24), bool)
+    moving[:, :8] = left[:, 4:8] = True
+    memory = CodecMemory()
+    codec.decode_tiles(memory, torch.zeros(2, 4, 4, 48), None)
+    for mask in (moving, left):
+        codec.decode_tiles(memory, torch.randn(2, 4, 4, 48, generator=torch.Generator().manual_seed(1)), Tiles.of(mask))
+    for seen in memory.layers.maps:
+        cells = (seen.shape[2] - 2) // 24
+        held, computed = seen[:, 1:-1, 1 : 1 + 4 * cells], seen[:, 1:-1, 1 + 4 * cells : 1 + 8 * cells]
+        assert torch.equal(held[0], held[1])
+        assert not torch.equal(computed[0], computed[1])

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.structure import CHANNELS
-from pipeline.student import CachedAttention, Student, attention, positions, rotate
+from pipeline.student import (
+    CachedAttention,
+    Student,
+    attention,
+    modulated,
+    positions,
+    rms_normed,
+    rotate,
+    scaled,
+    turns,
+)
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.settings import pocket_config
 from tests.pipeline.conftest import stir
@@ -162,9 +172,9 @@ def test_an_anchored_pass_sees_what_it_would_if_the_window_were_not_there(
     attend.anchored = True
     anchored = attend(0, q, k, v)
     keys, values = (part[:, :2].flatten(1, 2) for part in cache.read(0, cache.frames))
-    rows = student.rope_rows([0, 1, 6, 7], config.grid)
+    rows = turns(student.rope_rows([0, 1, 6, 7], config.grid))
     both = rotate(torch.cat([keys, k], 1), rows)
-    slow = attention(rotate(q, rows[:, 2 * config.tokens_per_frame :]), both, torch.cat([values, v], 1))
+    slow = attention(rotate(q, rows[2 * config.tokens_per_frame :]), both, torch.cat([values, v], 1))
     torch.testing.assert_close(anchored, slow, atol=1e-6, rtol=1e-5)
 
 
@@ -297,7 +307,35 @@ def test_pairs_are_turned_by_their_rows(dtype: torch.dtype, compiling: bool, mon
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles.cos(), angles.sin()
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
-    torch.testing.assert_close(rotate(x, torch.stack((cos, sin))), turned.to(dtype))
+    rows = torch.stack((cos, sin))
+    torch.testing.assert_close(rotate(x, rows), turned.to(dtype))
+    if not compiling:
+        assert torch.equal(rotate(x, turns(rows)), rotate(x, rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_few_operations_is_torchs_own(dtype: torch.dtype) -> None:
+    norm = nn.RMSNorm(8, eps=1e-2).to(dtype)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 8).to(dtype)
+    x[0, 0] = 0
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    made, wanted = rms_normed(norm, ours), norm(theirs)
+    torch.testing.assert_close(made, wanted)
+    if dtype == torch.float32:  # a half's gradient is a difference of rounded sums
+        for out in (made, wanted):
+            out.square().sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_each_token_is_scaled_and_shifted_as_its_latent_frame(batch: int, frames: int) -> None:
+    """The twin has a scale, a shift and a gate for every token."""
+    norm, x = nn.LayerNorm(8, elementwise_affine=False), torch.randn(2, 6, 8)
+    told = torch.randn(3, batch, frames, 8)
+    scale, shift, gate = told.repeat_interleave(6 // frames, 2).unbind()
+    torch.testing.assert_close(modulated(norm, x, *told[:2]), norm(x) * scale + shift)
+    torch.testing.assert_close(scaled(norm(x), told[2], x), x + norm(x) * gate)
 
 
 def test_every_pass_of_a_chunk_sees_the_past_and_its_own_keys(student: Student, config: ModelConfig) -> None:

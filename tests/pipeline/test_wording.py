@@ -11,7 +11,7 @@ from pipeline.chunk import Controls
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.engine import Engine
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, Student
+from pipeline.student import CachedAttention, Student, turns
 from pipeline.wording import PastLatents, Wording, recache
 
 RED, BLUE = Controls("red ball"), Controls("blue ball")
@@ -81,9 +81,9 @@ def test_a_rewritten_past_equals_a_run_from_scratch_on_the_same_latents(
     places = cache.positions(0, 1000)
     for at in range(0, len(kept), 2):
         attend = CachedAttention(fresh, student, config.grid, 2)
-        rows = student.rope_rows(places[: at + 2], config.grid)
+        rows = turns(student.rope_rows(places[: at + 2], config.grid))
         split = at * config.tokens_per_frame
-        attend.past_rows, attend.rows, attend.writing = rows[:, :split], rows[:, split:], True
+        attend.past_rows, attend.rows, attend.writing = rows[:split], rows[split:], True
         student.predict(clip[:, kept[at : at + 2]], 0.0, blue, attend)
         fresh.commit(2)
     for layer in range(config.student.num_layers):
