@@ -15,18 +15,21 @@ from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
+from pipeline.bases import BASES
 from pipeline.config import SWAP, StudentConfig, WanModel, load_config
 from pipeline.downloads import PARTS
 from pipeline.errors import PipelineError
+from pipeline.family import WAN_SIZE, Family
 from pipeline.layout import RULE, read_transformer_shape, transformer_in
 from pipeline.memory import Setup, amount, choose, parameters, ways
-from pipeline.models import BASES, FAMILIES, WAN_SIZE, Family, download, family
+from pipeline.models import FAMILIES, download, family
 from pipeline.own import Own, own, own_name, rule_of
 
 models = typer.Typer(name="models", no_args_is_help=True, help="Models: what there is, what it needs, what is here.")
 out = Console()
 
 POCKET_SIZE = (320, 192)
+_ON_WAN = ", ".join(key for key, base in BASES.items() if base.parts)
 
 Name = Annotated[str, typer.Argument(help="A model of `stillstream models list`.")]
 NameOrFolder = Annotated[str, typer.Argument(help="A model of `stillstream models list`, or a folder of your own.")]
@@ -138,7 +141,10 @@ def info(
         "from": _place(row),
         "licence": licences.terms(row),
         "steps": f"{'any number, such as ' if row.any_steps else ''}{steps}; shift {row.shift:g}",
-        "chunk": f"{row.chunk} latent frames, a sink of {row.sink} and a window of {row.window}"
+        "chunk": f"{row.chunk} latent frames, "
+        + (f"the first {row.first_chunk}, " if row.first_chunk else "")
+        + (f"{row.coarse} of the past in larger patches, " if row.coarse else "")
+        + f"a sink of {row.sink} and a window of {row.window}"
         + ("" if row.sink_keeps == 1 else f"; the sink keeps {row.sink_keeps:g} of itself when a frame leaves"),
         "positions": "counted from the stream's start"
         if row.positions == "stream"
@@ -195,7 +201,7 @@ def pull(
 @models.command()
 def convert(
     name: Annotated[str, typer.Argument(help="A model that was pulled, or a checkpoint: a .pt or .safetensors file.")],
-    base: Annotated[str | None, typer.Option(help="Of a checkpoint of your own: wan-1.3b or wan-14b.")] = None,
+    base: Annotated[str | None, typer.Option(help=f"Of a checkpoint of your own: {_ON_WAN}.")] = None,
     like: Annotated[str | None, typer.Option(help="Instead of --base: the family that it will be run as.")] = None,
     entry: Annotated[str | None, typer.Option(help="Where in it the weights are, as generator_ema.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What its hash has to be.")] = None,
@@ -232,7 +238,7 @@ def convert(
             raise AppError(
                 "setting_invalid",
                 f"{name} is a checkpoint of your own, so --out and --base or --like have to be named.",
-                f"Choose --base from {', '.join(key for key in BASES if key != 'pocket')}.",
+                f"Choose --base from {_ON_WAN}.",
             )
         if like and base != family(like).base:
             raise AppError("setting_invalid", f"{like} is not on {base}.", "Leave --base out: --like tells it.")
@@ -405,7 +411,7 @@ def _sizes(row: Family) -> tuple[str, ...]:
         f"{weights / 1e9:.2f} B" if weights >= 1e8 else f"{weights / 1e6:.1f} M",
         "any" if row.any_steps else str(len(row.steps)),
         str(row.chunk),
-        f"{row.sink} + {row.window}",
+        row.past,
     )
 
 

@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from app import licences
 from app.errors import AppError, memory_short
 from app.unfinished import ENDING, Unfinished, go_on, has_hash
+from pipeline.bases import BASES
 from pipeline.config import WanModel
 from pipeline.downloads import PARTS, WAN_TEXT, WAN_TINY, WAN_VAE, Download
 from pipeline.errors import PipelineError, ran_full
+from pipeline.family import Family
 from pipeline.layout import RECORD, recorded
 from pipeline.memory import Room, Setup, amount
-from pipeline.models import BASES, FAMILIES, Family
+from pipeline.models import FAMILIES
 from pipeline.own import Own
 
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -243,8 +245,7 @@ def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
     PipelineError: see `pipeline.convert.convert`.
     """
     if row.layout != "wan":
-        why = "It is embedded and ready." if row.layout == "pocket" else row.remark
-        raise AppError("model_not_convertible", f"{row.title} cannot be converted. {why}", "Choose another model.")
+        raise AppError("model_not_convertible", f"{row.title} is embedded and ready.", "Choose another model.")
     if not shelf.is_pulled(row):
         raise _not_pulled(shelf, row)
     licences.require(shelf.licences, [row])
@@ -253,8 +254,11 @@ def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:
     from pipeline.convert import convert as convert_file
 
     files = shelf.pulled(row)
-    source = files[row.files[0]]
+    source = next(path for name, path in files.items() if fnmatchcase(name, row.files[0]))
     named_by = source.resolve().name  # large files are named by their SHA-256, which `convert` reckons anyway
+    if row.files[0].endswith("/*"):
+        list(check_pulled(shelf, row))  # of a folder `convert` knows no hash to compare with
+        source, named_by = source.parent, ""
     try:
         return convert_file(
             source,
@@ -291,7 +295,7 @@ def serving(
     Raises AppError: `model_not_served`, `model_not_converted`, `model_not_pulled`, `licence_not_accepted`.
     """
     if row.layout != "wan":
-        raise AppError("model_not_served", f"{row.title} cannot be served. {row.remark}", "Choose another model.")
+        raise AppError("model_not_served", f"{row.title} is none on Wan.", "Choose another model.")
     if not shelf.is_converted(row):
         raise AppError(
             "model_not_converted",

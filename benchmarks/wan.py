@@ -32,9 +32,10 @@ from app.shelf import room
 from pipeline.chunk import Controls
 from pipeline.config import ModelConfig, StudentConfig
 from pipeline.engine import Engine, no_trace
+from pipeline.family import WAN_SIZE, Family
 from pipeline.fit import blank
 from pipeline.memory import Setup, plan
-from pipeline.models import FAMILIES, WAN_SIZE, Family, family
+from pipeline.models import FAMILIES, family
 from pipeline.narrow import fill
 from pipeline.prompts import Prompts
 from pipeline.state import StreamState
@@ -179,6 +180,13 @@ class Run:
         return dict.fromkeys(("memory_bytes", "reserved_bytes", "growth_bytes")) | found | self.row
 
 
+def tiny_config(config: ModelConfig) -> ModelConfig:
+    """Of a student of two narrow layers, with what its transformer has more than Wan's."""
+    whole = config.student
+    far = {name: getattr(whole, name) for name in ("compressed_patch_size", "full_chunk_limit", "gate_value")}
+    return replace(config, student=replace(TINY, **far, deltatime_type=whole.deltatime_type))
+
+
 def _share(share: float) -> str:
     return f"tiles_{100 * share:.0f}"
 
@@ -240,14 +248,16 @@ def table(rows: list[Row], regions: bool) -> str:
     heads += ["memory", "reserved", "reckoned", "growth"]
     lines = [f"| model | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for row in rows:
-        shares = [_ms(row[f"{_share(share)}_ms"]) for share in SHARES] if regions else []
+        shares = [_ms(row[f"{_share(share)}_ms"]) if row["regions"] else "refused" for share in SHARES]
         stages = [_ms(row[f"{stage}_ms"]) for stage in (*STAGES, "encode", "chunk")]
         if row["chunk_ms"] and row["cache_ms"] is None:
             stages[STAGES.index("cache")] = "none of its own"
         rate = f"{1000 * row['frames_per_chunk'] / row['chunk_ms']:.1f}" if row["chunk_ms"] else NOT_MEASURED
         room_ = [_amount(row[f"{name}_bytes"]) for name in ("memory", "reserved", "reckoned")]
         growth = NOT_MEASURED if row["growth_bytes"] is None else f"{row['growth_bytes'] / 1e6:.1f} MB"
-        lines.append(f"| `{row['model']}` | {' | '.join((*stages, rate, *shares, *room_, growth))} |")
+        lines.append(
+            f"| `{row['model']}` | {' | '.join((*stages, rate, *(shares if regions else []), *room_, growth))} |"
+        )
     lines += [f"\n`{row['model']}`: {row['trouble']}" for row in rows if row["trouble"]]
     return "\n".join(lines)
 
@@ -290,10 +300,11 @@ def main(
     try:
         for row, wants in zip(chosen, plans, strict=True):
             config, run = row.config(width, height), Run(Gauge(torch.device(device)))
-            config = replace(config, student=TINY) if tiny else config
+            config = tiny_config(config) if tiny else config
             trouble = attempt(run, config, chunks=chunks, regions=regions, **how)
             reckoned = None if tiny else wants.student + wants.past + wants.work + wants.codec
             known = {"model": row.name, **setting, "frames_per_chunk": config.frames_per_chunk}
+            known["regions"] = config.tiles is not None
             rows.append(known | {"reckoned_bytes": reckoned} | run.told() | {"trouble": trouble})
             print(json.dumps(rows[-1]), flush=True)
     finally:  # Ctrl-C too ends with what is known

@@ -1,4 +1,5 @@
-"""A published checkpoint -> a folder in diffusers' layout, once, with hashes of what went in and what came out.
+"""A published checkpoint, a file or a folder, -> a folder in diffusers' layout, once, with hashes of what went in and
+what came out.
 
 The folder appears whole or not at all. Knows neither the hub nor the table of families.
 """
@@ -6,7 +7,7 @@ The folder appears whole or not at all. Knows neither the hub nor the table of f
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from pipeline.checkpoints import read_checkpoint, unwrap
 from pipeline.config import ModelConfig, StudentConfig
 from pipeline.errors import PipelineError, ran_full
 from pipeline.fit import blank, fit
-from pipeline.layout import RECORD, RULE, recorded
-from pipeline.weights import digest
+from pipeline.layout import RECORD, RULE, difference_of_shape, not_ours, recorded
+from pipeline.weights import digest, read_transformer
 
 _PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 _AGAIN = "Convert or export it again."
@@ -43,12 +44,18 @@ def convert(
 ) -> bool:
     """Write `folder` from a checkpoint; False: it was made from this very file before, and is left alone.
 
+    source: a file, or a transformer's folder, in as many pieces as it likes.
     sha256: what the file's has to be. dtype: what to store floating-point weights in, None: as they are.
     lora: low-rank weights to merge in, that strongly. rule: how it is run, written beside the weights.
-    Raises PipelineError: those of `read_checkpoint`, `checkpoint_hash`, `checkpoint_mismatch`, `lora_mismatch`,
-    `disk_full`, `out_unwritable`.
+    Raises PipelineError: those of `read_checkpoint`, of a folder those of `load_transformer`; `checkpoint_hash`,
+    `checkpoint_mismatch`, `lora_mismatch`, `disk_full`, `out_unwritable`.
     """
-    held = read_checkpoint(source)
+    if source.is_dir():
+        if told := difference_of_shape(source, shape):
+            raise not_ours(source / "config.json", told)
+        held: Mapping[str, Any] = read_transformer(source)
+    else:
+        held = read_checkpoint(source)
     found = digest(source)
     if sha256 is not None and found != sha256.lower():
         raise PipelineError(

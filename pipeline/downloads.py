@@ -22,7 +22,7 @@ class Download:
     repo: str | None = None
     """On the hub; None: the weights come with Stillstream."""
     files: tuple[str, ...] = ()
-    """What is fetched, as patterns; of a checkpoint's row the first is the checkpoint."""
+    """What is fetched, as patterns; of a checkpoint's row the first is the checkpoint, "x/*" where that is a folder."""
     unverified: tuple[str, ...] = ()
 
     @property

@@ -23,7 +23,7 @@ from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
 from pipeline.region_cache import RegionAttention, RegionCache
-from pipeline.sampler import Anchor, denoise, draw_noise, from_noise, levels, levels_from, lowered, shut
+from pipeline.sampler import Anchor, denoise, draw_noise, ends, from_noise, levels, levels_from, lowered, shut
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
@@ -32,7 +32,7 @@ from pipeline.text import Text
 from pipeline.tiles import Tiles
 from pipeline.wan import load_wan
 from pipeline.weights import load_parts, pocket_folder
-from pipeline.wording import PastLatents, recache
+from pipeline.wording import PastLatents, coarsen, recache
 
 Trace = Callable[[str], AbstractContextManager[object]]
 
@@ -126,7 +126,7 @@ class Engine:
         with self.trace("text"):
             self._read_prompt(state, controls)
         with self.trace("encode"):
-            frames_TCHW = None if source_THWC is None else self._pictures(source_THWC)
+            frames_TCHW = None if source_THWC is None else self._pictures(source_THWC, state.index)
             if frames_TCHW is None or controls.source != state.source:  # a source that comes back is another one, too
                 state.encoder.reset()
                 state.noise.reset()
@@ -154,10 +154,11 @@ class Engine:
         state.index += 1
         return chunk
 
-    def _pictures(self, source_THWC: np.ndarray) -> Tensor:
-        """As many as any chunk has: a shorter source begins with its first picture, standing."""
-        frames_TCHW = pixels_to_frames(torch.from_numpy(source_THWC).to(self.device))
-        missing = self.config.frames_per_chunk - len(frames_TCHW)
+    def _pictures(self, source_THWC: np.ndarray, index: int) -> Tensor:
+        """The newest, as many as the chunk takes: a shorter source begins with its first picture, standing."""
+        count = self.config.latent_frames(index) * self.config.codec.frames
+        frames_TCHW = pixels_to_frames(torch.from_numpy(source_THWC[-count:]).to(self.device))
+        missing = count - len(frames_TCHW)
         return torch.cat((frames_TCHW[:1].expand(missing, -1, -1, -1), frames_TCHW)) if missing else frames_TCHW
 
     def _read_prompt(self, state: StreamState, controls: Controls) -> None:
@@ -175,7 +176,7 @@ class Engine:
             state.text, state.worn = self.student.text_kv(words.now_BLD), worn
             words.version += 1
         if rewrite and state.past is not None and state.text is not None:
-            recache(state.past, self.student, state.text, self.config.grid, self.config.chunk)
+            recache(state.past, self.student, state.text, self.config)
 
     def _schedule(self, state: StreamState, controls: Controls, frames_TCHW: Tensor | None) -> list[float]:
         """The levels that are asked for."""
@@ -234,19 +235,19 @@ class Engine:
 
         Returns clean latents (1, T, C, h, w), a column of the planned tiles.
         """
-        config, text = self.config, state.text
+        config, text, count = self.config, state.text, self.config.latent_frames(state.index)
         assert text is not None, "the prompt is read before the first pass"
-        shape = (1, config.chunk, config.codec.latent_channels, *config.latent_size)
-        attend = CachedAttention(state.cache, self.student, config.grid, config.chunk)
+        shape = (1, count, config.codec.latent_channels, *config.latent_size)
+        attend = CachedAttention(state.cache, self.student, config.grid, count)
         if plan is not None:
-            attend = RegionAttention(state.cache, self.student, config.grid, config.chunk, plan.regions, plan.asked)
+            attend = RegionAttention(state.cache, self.student, config.grid, count, plan.regions, plan.asked)
         cache_only = config.cache.clean_pass or config.cache.rewrites or not sigmas
         writer = None if cache_only else len(sigmas) - 1
         # Regions keep the keys of every pass, so none is left out with them.
         cached = StepCache(self.student, self.step_cache, len(sigmas)) if self.step_cache and plan is None else None
         gated = config.sampler.prediction == "gated"
         last_BTCHW, same_HW = last_before(state) if gated else (None, None)
-        anchor = Anchor(config.sampler, on=sigmas[:1] == [1.0] and attend.frames > 0)
+        ways, anchor = ends(sigmas), Anchor(config.sampler, on=sigmas[:1] == [1.0] and attend.frames > 0)
 
         def passes(first: int, last: int | None, start: Tensor | None, tiles: Tiles | None) -> Tensor:
             def noise(step: int) -> Tensor:
@@ -260,11 +261,12 @@ class Engine:
                     if isinstance(attend, RegionAttention):
                         attend.step = first + step
                         attend.choose(tiles)
+                    end = ways[first + step]
                     if cached is not None:
-                        timesteps = torch.full((1, 1), 1000 * sigma, device=self.device)
-                        out = cached(noisy.to(self.student.dtype), timesteps, text, attend, control).float()
+                        times, goals = (torch.full((1, 1), 1000 * level, device=self.device) for level in (sigma, end))
+                        out = cached(noisy.to(self.student.dtype), times, text, attend, control, goals).float()
                     else:
-                        level = self._level(sigma, state.worn)
+                        level = self._level(sigma, end, state.worn)
                         out = self.student.predict(noisy, sigma, text, attend, control, tiles, level)
                     if same_HW is not None:
                         out = shut(out, (same_HW if tiles is None else tiles.gather(same_HW))[None])
@@ -292,29 +294,31 @@ class Engine:
                 if isinstance(attend, RegionAttention):
                     attend.choose(tiles)
                 attend.writing, attend.anchored = True, False
-                self.student.predict(clean, 0.0, text, attend, control, tiles, self._level(0.0, state.worn))
-        state.cache.commit(config.chunk)
+                self.student.predict(clean, 0.0, text, attend, control, tiles, self._level(0.0, 0.0, state.worn))
+        state.cache.commit(count)
         return clean
 
-    def _level_of(self, sigma: float, worn: tuple[str, float]) -> Modulations:
-        """What the student is told of a level while it wears these low-rank weights."""
-        return self.student.at(sigma)
+    def _level_of(self, sigma: float, end: float, worn: tuple[str, float]) -> Modulations:
+        """What the student is told of a pass from one level to another while it wears these low-rank weights."""
+        return self.student.at(sigma, end)
 
     def _rewrite(self, state: StreamState, frames_TCHW: Tensor) -> None:
         """Write what is remembered by itself. Nothing is before its oldest frame then, so that is encoded anew, from
-        its last picture alone, as a stream's first is. frames_TCHW: the chunk's pictures, uint8.
+        its last picture alone, as a stream's first is; unless a coarse past is. frames_TCHW: the chunk's, uint8.
 
         Source: the cache recomputation of Krea Realtime (2025).
         """
         assert state.past is not None and state.text is not None, "a stream that is written again keeps its latents"
         codec, after = self.config.codec, state.cache.frames - 1  # frames that are remembered after the oldest
-        if state.index:
+        if state.cache.coarse is not None:
+            coarsen(state.past, self.student, state.text, self.config)
+        elif state.index:
             count = 1 if codec.first_alone else codec.frames
             picture = from_bytes(frames_TCHW[-1 - after * codec.frames]).expand(count, -1, -1, -1)
             latents = self.codec.encode_push(self.codec.remember(), picture)
             assert latents is not None, "one latent frame is whole"
             state.past.replace_oldest(latents[0])
-        recache(state.past, self.student, state.text, self.config.grid, self.config.chunk)
+        recache(state.past, self.student, state.text, self.config, window_only=True)
 
     def _decode(self, state: StreamState, clean: Tensor, plan: Plan | None) -> tuple[Tensor, Tensor]:
         """Whole clean latents and their pictures (T, 3, H, W), uint8."""

@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.bases import BASES
 from pipeline.checkpoints import Weights
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.models import BASES
 from pipeline.student import Student
 
 # What only one kind of file has in its names.
 _SIGNS = (
-    ("far_patch_embedding", "AnyFlow-FAR"),
-    ("delta_embedder", "AnyFlow"),
     ("vace_", "Wan VACE"),
     ("face_adapter", "Wan Animate"),
     ("image_embedder", "a Wan that takes pictures as prompts"),
@@ -46,15 +44,17 @@ def recognise(weights: Mapping[str, Tensor]) -> str | None:
     for sign, title in _SIGNS:
         if any(sign in name for name in weights):
             return title
-    patch = weights.get("patch_embedding.weight")
+    patch, far = weights.get("patch_embedding.weight"), "far_patch_embedding.weight" in weights
     if patch is None:
         return None
     layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
     for base in BASES.values():
         dim = base.shape.num_attention_heads * base.shape.attention_head_dim
-        if (dim, base.shape.in_channels, base.shape.num_layers) == (*patch.shape[:2], layers):
+        sizes = (dim, base.shape.in_channels, base.shape.num_layers)
+        if sizes == (*patch.shape[:2], layers) and far == bool(base.shape.compressed_patch_size):
             return base.title
-    return f"a Wan of {layers} layers, {patch.shape[0]} wide, on {patch.shape[1]} channels"
+    kind = "an AnyFlow-FAR" if far else "an AnyFlow" if any("delta_embedder" in name for name in weights) else "a Wan"
+    return f"{kind} of {layers} layers, {patch.shape[0]} wide, on {patch.shape[1]} channels"
 
 
 def fit(weights: Weights, shape: StudentConfig, path: Path) -> Weights:

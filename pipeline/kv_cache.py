@@ -5,9 +5,11 @@ age), so positions never grow and a stream has no end; or, for models that were 
 until the table of rotations ends: from then on the sink's distance stays. All memory is allocated once. A denoise pass
 only reads; the cache pass writes layer by layer and then commits. A token that was held over a chunk stands there with
 the keys and values of its newest computed frame, once for each latent frame of that chunk. Of models that were trained
-so, the sink moves: what leaves the window is averaged into it. Knows nothing of the transformer's layers beyond their
-number.
+so, the sink moves: what leaves the window is averaged into it; or the window is followed backwards by a coarse past, of
+fewer tokens a frame, which has a cache of its own. Knows nothing of the transformer's layers beyond their number.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,10 +17,16 @@ from torch import Tensor
 from pipeline.config import CacheConfig, ModelConfig
 
 
+def ring_slot(frame: int, sink: int, window: int) -> int:
+    """Where a frame of the stream is kept, if it is."""
+    return frame if frame < sink else sink + (frame - sink) % window
+
+
 class KVCache:
     """keys, values: (layers, batch, slots, tokens per frame, heads, head dim). First the `sink` slots, then a ring.
 
-    batch: streams that go in step, as a training rollout has them; a live stream is alone.
+    batch: streams that go in step, as a training rollout has them; a live stream is alone. coarse: the cache of the
+    frames that left the window; whoever sees them leave writes them there.
     """
 
     def __init__(
@@ -32,8 +40,9 @@ class KVCache:
         batch: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        coarse: "KVCache | None" = None,
     ) -> None:
-        self.config = config
+        self.config, self.coarse = config, coarse
         shape = (layers, batch, config.sink + config.window, tokens, heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -52,21 +61,30 @@ class KVCache:
         """An empty one of a model's sizes."""
         shape, tokens = config.student, config.tokens_per_frame
         heads, head_dim = shape.num_attention_heads, shape.attention_head_dim
-        return cls(config.cache, shape.num_layers, tokens, heads, head_dim, batch=batch, device=device, dtype=dtype)
+
+        def made(rule: CacheConfig, tokens: int, coarse: KVCache | None = None) -> KVCache:
+            sizes = (shape.num_layers, tokens, heads, head_dim)
+            return cls(rule, *sizes, batch=batch, device=device, dtype=dtype, coarse=coarse)
+
+        if not config.cache.coarse:
+            return made(config.cache, tokens)
+        far = CacheConfig(sink=0, window=config.cache.coarse, positions=config.cache.positions)
+        return made(config.cache, tokens, made(far, tokens // prod(shape.coarser)))
 
     def reset(self) -> None:
         self.written = 0
         self._left = [self.config.sink] * len(self._left)
+        if self.coarse is not None:
+            self.coarse.reset()
 
     @property
     def frames(self) -> int:
-        """Latent frames remembered now: also the position of the next one."""
+        """Latent frames remembered now, but for the coarse ones."""
         return min(self.written, self.config.sink + self.config.window)
 
     def slot(self, frame: int) -> int:
         """Where a frame of the stream is kept, if it is."""
-        sink, window = self.config.sink, self.config.window
-        return frame if frame < sink else sink + (frame - sink) % window
+        return ring_slot(frame, self.config.sink, self.config.window)
 
     def numbers(self) -> list[int]:
         """Which frames of the stream are remembered, oldest first."""
@@ -79,10 +97,11 @@ class KVCache:
         return [self.slot(frame) for frame in self.numbers()]
 
     def positions(self, coming: int, limit: int) -> list[int]:
-        """Of the remembered frames and of so many that follow, each below `limit`."""
+        """Of the remembered frames, the coarse ones first, and of so many that follow, each below `limit`."""
+        far = [] if self.coarse is None else self.coarse.numbers()
         if self.config.positions == "window":
-            return list(range(self.frames + coming))
-        numbers = [*self.numbers(), *range(self.written, self.written + coming)]
+            return list(range(len(far) + self.frames + coming))
+        numbers = [*far, *self.numbers(), *range(self.written, self.written + coming)]
         over = max(0, self.written + coming - limit)
         return [number if number < self.config.sink else number - over for number in numbers]
 

@@ -14,6 +14,18 @@ from pipeline.errors import PipelineError
 
 RECORD = "checksums.json"
 RULE = "stillstream.json"
+_FAR: dict[str, Any] = {
+    "compressed_patch_size": (1, 4, 4),
+    "full_chunk_limit": 3,
+    "gate_value": 0.25,
+    "deltatime_type": "r",
+}
+_KINDS: dict[str, dict[str, Any]] = {
+    "WanTransformer3DModel": dict.fromkeys(_FAR),
+    "AnyFlowFARTransformer3DModel": _FAR,
+    "FAR_Wan_Transformer3DModel": _FAR,  # in its makers' own code, which their files may name
+}
+"""Classes, and what holds of them where a file does not say it."""
 
 
 def transformer_in(folder: Path) -> Path | None:
@@ -48,14 +60,15 @@ def read_transformer_shape(folder: Path) -> dict[str, Any]:
     told = _read_object(path)
     if not told:
         raise not_ours(path, "it is not a JSON object")
-    if told.get("_class_name") != "WanTransformer3DModel":
-        raise not_ours(path, f"it describes a {told.get('_class_name')}, not a WanTransformer3DModel")
+    if (kind := str(told.get("_class_name"))) not in _KINDS:
+        raise not_ours(path, f"it describes a {kind}, not a {' or an '.join(list(_KINDS)[:2])}")
     for name in ("image_dim", "added_kv_proj_dim"):
         if told.get(name) is not None:
             raise not_ours(path, f"{name} is {told[name]}, and pictures as prompts are not known here")
     known = asdict(StudentConfig())
-    shape = {name: value for name, value in told.items() if name in known}
-    return shape | {"patch_size": tuple(shape.get("patch_size", known["patch_size"]))}
+    shape = _KINDS[kind] | {name: value for name, value in told.items() if name in known}
+    shape.setdefault("patch_size", known["patch_size"])
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
 
 
 def difference_of_shape(folder: Path, shape: StudentConfig) -> str:

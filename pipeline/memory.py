@@ -7,9 +7,10 @@ the kernels. What a driver and torch themselves take is not counted.
 from dataclasses import dataclass, replace
 from math import prod
 
+from pipeline.bases import BASES, TINY_DECODER, TINY_ENCODER, TextWeights
 from pipeline.config import SWAP, StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, TINY_DECODER, TINY_ENCODER, Family, TextWeights
+from pipeline.family import Family
 
 SCALE_BYTES = 4
 """Of a row of 8-bit weights."""
@@ -22,9 +23,12 @@ def parameters(shape: StudentConfig) -> int:
     dim, patch = shape.num_attention_heads * shape.attention_head_dim, prod(shape.patch_size)
     attention = 4 * (dim * dim + dim) + 2 * dim
     layer = 2 * attention + 6 * dim + 2 * dim * shape.ffn_dim + shape.ffn_dim + dim + 2 * dim * shape.cross_attn_norm
-    time = shape.freq_dim * dim + dim + dim * dim + dim + 6 * dim * dim + 6 * dim
+    when = shape.freq_dim * dim + dim + dim * dim + dim
+    time = when * (1 if shape.gate_value is None else 2) + 6 * dim * dim + 6 * dim
     text = shape.text_dim * dim + dim + dim * dim + dim
     ends = (shape.in_channels * patch + 1) * dim + (dim + 1) * shape.out_channels * patch + 2 * dim
+    if shape.compressed_patch_size:
+        ends += (shape.in_channels * prod(shape.compressed_patch_size) + 1) * dim
     return shape.num_layers * layer + time + text + ends
 
 
@@ -170,18 +174,21 @@ def plan(row: Family, setup: Setup) -> Plan:
     """
     base, shape, width, height = BASES[row.base], row.shape, setup.width, setup.height
     cell = base.stride * shape.patch_size[1]
-    if width < cell or height < cell or width % cell or height % cell:
+    large = cell * shape.coarser[0]
+    if width < large or height < large or width % large or height % large:
         raise PipelineError(
             "size_invalid",
-            f"{width}x{height} does not divide into the {cell}x{cell} pixels of a token.",
-            f"Choose multiples of {cell}, such as {max(1, width // cell) * cell}x{max(1, height // cell) * cell}.",
+            f"{width}x{height} does not divide into the {large}x{large} pixels of a token.",
+            f"Choose multiples of {large}, such as {max(1, width // large) * large}x{max(1, height // large) * large}.",
         )
     number_bytes = 4 if setup.cpu or row.layout == "pocket" else 2
     dim = shape.num_attention_heads * shape.attention_head_dim
     tokens, pixels = (width // cell) * (height // cell), width * height
-    frames = tokens * (row.sink + row.window) + PROMPT_PLACES
+    frames = tokens * (row.sink + row.window) + tokens * row.coarse // prod(shape.coarser)
+    looked_at = frames + tokens * row.chunk
     if setup.cpu:  # keeps them rotated too, with room for the chunk itself
-        frames += tokens * row.attends
+        frames += frames + tokens * row.chunk
+    frames += PROMPT_PLACES
     if row.carry == "same_step":  # those of every pass, and of one more for a strength between levels
         frames += tokens * row.chunk * (row.sampler.most_steps + 1)
     tiny = setup.tiny and row.layout == "wan"
@@ -190,7 +197,7 @@ def plan(row: Family, setup: Setup) -> Plan:
     seen = int((encoder.encoder + decoder.decoder) * pixels)
     # A layer's widest moment: normed tokens, queries, keys of all it looks at, the hidden layer; then the decoder's
     # last stage, which is four pictures of 96 channels.
-    layer = tokens * row.chunk * (shape.ffn_dim + 8 * dim) + 2 * tokens * row.attends * dim
+    layer = tokens * row.chunk * (shape.ffn_dim + 8 * dim) + 2 * looked_at * dim
     layer += dim * shape.ffn_dim * (setup.bits == 8)
     text_on = setup.places[0]
     # The text encoder's largest layer, in single precision or, swapped, as wide as it is at most.

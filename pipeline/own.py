@@ -8,15 +8,17 @@ import os.path
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pipeline.bases import BASES
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.family import WAN_SIZE, Family
 from pipeline.layout import RULE, difference_of_shape, recorded, transformer_in
-from pipeline.models import BASES, FAMILIES, WAN_SIZE, Family
+from pipeline.models import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own(Family):
-    """The row of a folder. Of layout "pocket" it is a whole model, of layout "wan" a transformer alone."""
+    """The row of a folder. Of layout "pocket" it is a whole model, of layout "wan" a transformer alone, on any base."""
 
     folder: Path
     """What is loaded."""
@@ -135,13 +137,16 @@ def _row(name: str, folder: Path, told: ModelConfig, base: str, layout: str, ori
         licence="yours to know",
         commercial=None,
         layout="pocket" if layout == "pocket" else "wan",
+        prediction="mean_flow" if sampler.prediction == "mean_flow" else "flow",
         steps=sampler.steps,
         first_steps=sampler.first_steps,
         shift=sampler.shift,
         any_steps=sampler.any_steps,
         chunk=told.chunk,
-        attends=cache.sink + cache.window + told.chunk,
+        first_chunk=told.first_chunk,
+        attends=cache.sink + cache.coarse + cache.window + told.chunk,
         sink=cache.sink,
+        coarse=cache.coarse,
         positions=cache.positions,
         clean_pass=cache.clean_pass,
         sink_keeps=cache.sink_keeps,

@@ -2,7 +2,8 @@
 
 A level sigma in [0, 1] mixes clean latents with noise: x = (1 - sigma) * clean + sigma * noise; the student predicts
 the flow noise - clean; the timestep it is told is 1000 * sigma, a fraction where the shift makes it one.
-Source: rectified flow (Liu et al. 2022), the shift of Esser et al. 2024, few-step re-noising of Self-Forcing (2025).
+Source: rectified flow (Liu et al. 2022), the shift of Esser et al. 2024, few-step re-noising of Self-Forcing (2025),
+the flow map of AnyFlow (2026).
 Knows nothing of caches, codecs or prompts.
 """
 
@@ -21,9 +22,9 @@ def shifted(position: float, shift: float) -> float:
     return shift * position / (1 + (shift - 1) * position)
 
 
-def even_steps(count: int) -> tuple[int, ...]:
+def even_steps(count: int) -> tuple[float, ...]:
     """Positions of `count` passes, evenly spaced before the shift."""
-    return tuple(round(1000 * (1 - step / count)) for step in range(count))
+    return tuple(1000 * (count - step) / count for step in range(count))
 
 
 def with_steps(config: ModelConfig, count: int) -> ModelConfig:
@@ -111,6 +112,11 @@ def shut(out: Tensor, same_BHW: Tensor) -> Tensor:
     return torch.cat([out[:, :, :-1], torch.cat(gates, 1)], 2)
 
 
+def ends(sigmas: list[float]) -> list[float]:
+    """Where each pass's way ends: where the next one begins, and the last at clean latents."""
+    return [*sigmas[1:], 0.0]
+
+
 class Anchor:
     """Which passes of one chunk see the sink alone, and the gate that these take from the last that saw more.
 
@@ -153,14 +159,27 @@ def denoise(
 
     student(noisy, sigma, step): puts out what `prediction` names. noise(step): fresh unit noise of one step.
     source: clean latents to begin from; needed when sigmas do not start at 1. No sigmas: the source comes back.
-    last: see `clean_from`.
+    last: see `clean_from`. A mean flow is followed from level to level: only the first pass's noise is drawn.
     """
     if source is None:
         assert sigmas and sigmas[0] == 1.0, "denoising without a source starts from pure noise"
         clean = torch.zeros_like(noise(0))
     else:
         clean = source
+    if prediction == "mean_flow" and sigmas:
+        return travel(student, mix(clean, noise(0), sigmas[0]), sigmas)
     for step, sigma in enumerate(sigmas):
         noisy = mix(clean, noise(step), sigma)
         clean = clean_from(prediction, student(noisy, sigma, step), noisy, sigma, last)
     return clean
+
+
+def travel(student: Callable[[Tensor, float, int], Tensor], noisy: Tensor, sigmas: list[float]) -> Tensor:
+    """Follow a mean flow from the first level to clean latents. A pass whose way has no length is left out.
+
+    Source: the Euler steps of AnyFlow's flow map (2026).
+    """
+    for step, (sigma, end) in enumerate(zip(sigmas, ends(sigmas), strict=True)):
+        if sigma > end:
+            noisy = noisy - (sigma - end) * student(noisy, sigma, step)
+    return noisy

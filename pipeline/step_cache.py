@@ -32,10 +32,11 @@ class StepCache:
         text: TextKV,
         attend: Attend,
         control_BTCHW: Tensor | None = None,
+        ends_BT: Tensor | None = None,
     ) -> Tensor:
         student = self.student
         before = student.embed(latents_BTCHW, control_BTCHW)
-        modulation, head_modulation = student.time(timesteps_BT)
+        modulation, head_modulation = student.time(timesteps_BT, ends_BT)
         if self._skips(before, modulation):
             assert self._added is not None, "the first pass is computed"
             tokens = before + self._added

@@ -1,16 +1,19 @@
-"""The causal few-step student: our own explicit forward over the modules of diffusers' `WanTransformer3DModel`.
+"""The causal few-step student: our own explicit forward over the modules of diffusers' `WanTransformer3DModel`, or of
+its `AnyFlowFARTransformer3DModel`, which has two more: patches for older frames, and an embedding of a pass's end.
 
 The forward is one loop over layers; who may look at whom is decided by the `attend` object handed in: the stream's
 KV cache at inference (`CachedAttention`), whole clips side by side in training (`training/forcing.py`). Sizes come from
 the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
+import diffusers
 import torch
 from diffusers.utils import import_utils
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from pipeline.tiles import Tiles
 # Attention is ours, so nothing is lost.
 import_utils._xformers_available = False
 from diffusers import WanTransformer3DModel  # noqa: E402
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed  # noqa: E402
 
 TextKV = Sequence[tuple[Tensor, Tensor]]
 Modulations = tuple[Tensor, Tensor]
@@ -33,6 +37,28 @@ class Attend(Protocol):
     """Self-attention of one layer; q, k, v are (B, N, heads, head dim), q and k not rotated yet."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def transformer(config: StudentConfig) -> Any:
+    """diffusers' modules of this shape."""
+    kind: Any = (
+        WanTransformer3DModel if config.compressed_patch_size is None else diffusers.AnyFlowFARTransformer3DModel
+    )
+    known = inspect.signature(kind.__init__).parameters
+    model = kind(**{name: value for name, value in asdict(config).items() if name in known})
+    if config.compressed_patch_size is not None:
+        # Tables as a Wan has them; the gate is in the config, and as a buffer nobody would give it back to `blank`.
+        model.rope = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+        del model.condition_embedder.delta_emb_gate
+    return model
+
+
+def between(waves: Tensor, size: int) -> Tensor:
+    """Cosines and sines (2, places, pairs) of the places amid so many neighbours each."""
+    if size == 1:
+        return waves
+    middle = waves[:, : waves.shape[1] // size * size].unflatten(1, (-1, size)).mean(2)
+    return middle / middle.norm(dim=0)
 
 
 def rotate(x_BNHD: Tensor, rows: Tensor) -> Tensor:
@@ -139,18 +165,33 @@ class CachedAttention:
 
     While `writing`, each layer's keys and values go to the cache; the caller commits after the pass.
     place: the chunk is not a new one, but `chunk` remembered frames from this one on, which see those before them.
-    While `anchored`, of the past only the sink is seen.
+    coarse: the chunk is one of the cache's coarse past, through larger patches, and sees nothing else.
+    While `anchored`, of the past only the sink is seen; a coarse past has none (`ModelConfig`).
     """
 
     def __init__(
-        self, cache: KVCache, student: "Student", grid: tuple[int, int], chunk: int, place: int | None = None
+        self,
+        cache: KVCache,
+        student: "Student",
+        grid: tuple[int, int],
+        chunk: int,
+        place: int | None = None,
+        *,
+        coarse: bool = False,
     ) -> None:
+        if coarse:
+            assert cache.coarse is not None, "a past without larger patches has no coarse part"
+            cache, grid = cache.coarse, student.coarse_grid(grid)
         self.cache, self.writing, self.anchored, self.place = cache, False, False, place
         self.tokens = grid[0] * grid[1]
         self.frames = past = cache.frames if place is None else place
+        far = 0 if cache.coarse is None else cache.coarse.frames
         numbers = cache.positions(chunk if place is None else 0, student.config.rope_max_seq_len)
-        rows = turns(student.rope_rows(numbers[: past + chunk], grid))
+        rows = turns(student.rope_rows(numbers[far : far + past + chunk], grid, coarse=coarse))
         self.past_rows, self.rows = rows[: past * self.tokens], rows[past * self.tokens :]
+        if far:
+            before = turns(student.rope_rows(numbers[:far], student.coarse_grid(grid), coarse=True))
+            self.past_rows = torch.cat((before, self.past_rows))
         self._rooms: dict[int, tuple[Tensor, Tensor]] = {}  # a layer's past, and room for what a pass adds
         # A rotated copy of the past would double what a large model needs, and a GPU rotates in no time.
         self._keeps = cache.keys.device.type == "cpu"
@@ -173,8 +214,11 @@ class CachedAttention:
         return self._rooms[layer]
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.cache.read(layer, self.frames)
-        return rotate(keys.flatten(1, 2), self.past_rows), values.flatten(1, 2)
+        keys, values = (held.flatten(1, 2) for held in self.cache.read(layer, self.frames))
+        if self.cache.coarse is not None:
+            far_k, far_v = (held.flatten(1, 2) for held in self.cache.coarse.read(layer))
+            keys, values = torch.cat((far_k, keys), 1), torch.cat((far_v, values), 1)
+        return rotate(keys, self.past_rows), values
 
     def after_past(self, layer: int, own_k: Tensor, own_v: Tensor) -> tuple[Tensor, Tensor]:
         """The past and then these, valid until the next call for the layer: the past is not copied for every pass."""
@@ -209,25 +253,31 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        shape = asdict(config)
-        del shape["position_channels"], shape["control_channels"]
-        self.model = WanTransformer3DModel(**shape)
+        self.model = transformer(config)
 
-    def rope_rows(self, frames: list[int], grid: tuple[int, int]) -> Tensor:
-        """Rotary rows of the tokens of frames at these positions: (2, frames * tokens, 1, head dim / 2)."""
-        rope = self.model.rope
-        height, width = grid
-        parts = []
-        for table, stride in ((rope.freqs_cos, 0), (rope.freqs_sin, 1)):
-            t, h, w = table[:, stride::2].split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], 1)
-            shape = (len(frames), height, width, -1)
-            row = (
-                t[frames][:, None, None].expand(shape),
-                h[:height][None, :, None].expand(shape),
-                w[:width][None, None].expand(shape),
-            )
-            parts.append(torch.cat(row, -1).flatten(0, 2))
-        return torch.stack(parts)[:, :, None]
+    def coarse_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a latent frame in larger patches."""
+        down, across = self.config.coarser
+        return grid[0] // down, grid[1] // across
+
+    def rope_rows(self, frames: list[int], grid: tuple[int, int], *, coarse: bool = False) -> Tensor:
+        """Rotary rows of the tokens of frames at these positions: (2, frames * tokens, 1, head dim / 2).
+
+        coarse: the tokens are larger patches, each amid those that it stands for.
+        """
+        rope, (height, width) = self.model.rope, grid
+        waves = torch.stack((rope.freqs_cos[:, 0::2], rope.freqs_sin[:, 1::2]))
+        t, h, w = waves.split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], 2)
+        if coarse:
+            down, across = self.config.coarser
+            h, w = between(h, down), between(w, across)
+        shape = (2, len(frames), height, width, -1)
+        rows = (
+            t[:, frames][:, :, None, None].expand(shape),
+            h[:, None, :height, None].expand(shape),
+            w[:, None, None, :width].expand(shape),
+        )
+        return torch.cat(rows, -1).flatten(1, 3)[:, :, None]
 
     def text_kv(self, text_BLD: Tensor) -> TextKV:
         """Cross-attention keys and values of every layer: computed once per prompt."""
@@ -247,14 +297,16 @@ class Student(nn.Module):
         attend: Attend,
         control_BTCHW: Tensor | None = None,
         tiles: Tiles | None = None,
+        ends_BT: Tensor | None = None,
     ) -> Tensor:
         """Flow of each latent.
 
         timesteps_BT: one per latent frame, or T = 1 for all. text: its batch is B times a number of equal groups of
         frames, each group under its own prompt. control_BTCHW: structure to keep to, 0 to 1; none is the same as zeros.
-        tiles: where the latents are columns of chosen tiles: which; `attend` must know them too.
+        tiles: where the latents are columns of chosen tiles: which; `attend` must know them too. ends_BT: the timesteps
+        where the pass is to end, for a student that puts out the mean flow on that way; None: where it begins.
         """
-        return self.told(latents_BTCHW, self.time(timesteps_BT), text, attend, control_BTCHW, tiles)
+        return self.told(latents_BTCHW, self.time(timesteps_BT, ends_BT), text, attend, control_BTCHW, tiles)
 
     def told(
         self,
@@ -272,6 +324,14 @@ class Student(nn.Module):
             tokens = self.layer(layer, tokens, modulation, text, attend)
         return self.head(tokens, head_modulation, latents_BTCHW)
 
+    def write(self, clean_BTCHW: Tensor, text: TextKV, attend: CachedAttention, *, coarse: bool = False) -> None:
+        """Have every layer's keys and values of clean latents written. coarse: they are seen through larger patches."""
+        attend.writing = True
+        tokens = self.embed(clean_BTCHW.to(self.dtype), coarse=coarse)
+        modulation, _ = self.time(torch.zeros(1, 1, device=clean_BTCHW.device))
+        for layer in range(len(self.model.blocks)):
+            tokens = self.layer(layer, tokens, modulation, text, attend)
+
     def predict(
         self,
         noisy_BTCHW: Tensor,
@@ -284,21 +344,32 @@ class Student(nn.Module):
     ) -> Tensor:
         """`forward` at one level for all frames, in the weights' own precision; single comes back.
 
-        level: what `at` makes of it, where that is known already.
+        level: what `at` makes of it, where that is known already, or where the pass ends at another one.
         """
         level = level or self.at(sigma)
         return self.told(noisy_BTCHW.to(self.dtype), level, text, attend, control_BTCHW, tiles).float()
 
-    def at(self, sigma: float) -> Modulations:
-        """What all frames are told of one level."""
-        return self.time(torch.full((1, 1), 1000 * sigma, device=self.model.patch_embedding.weight.device))
+    def at(self, sigma: float, end: float | None = None) -> Modulations:
+        """What all frames are told of a pass that begins at one level. end: where it is to end; None: there, too."""
+        begins, ends = (
+            torch.full((1, 1), 1000 * level, device=self.model.patch_embedding.weight.device)
+            for level in (sigma, sigma if end is None else end)
+        )
+        return self.time(begins, ends)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.model.patch_embedding.weight.dtype
 
-    def embed(self, latents_BTCHW: Tensor, control_BTCHW: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
-        """Tokens (B, N, D)."""
+    def embed(
+        self,
+        latents_BTCHW: Tensor,
+        control_BTCHW: Tensor | None = None,
+        tiles: Tiles | None = None,
+        *,
+        coarse: bool = False,
+    ) -> Tensor:
+        """Tokens (B, N, D). coarse: one for each larger patch."""
         parts, (batch, frames, _, *size) = [latents_BTCHW], latents_BTCHW.shape
         if self.config.position_channels:
             whole = size if tiles is None else tiles.whole(latents_BTCHW)
@@ -310,18 +381,26 @@ class Student(nn.Module):
                 control_BTCHW = latents_BTCHW.new_zeros(batch, frames, self.config.control_channels, *size)
             parts.append(control_BTCHW.to(latents_BTCHW))
         # A product and not the convolution that it is: oneDNN's in bfloat16 reads beyond a picture one token wide.
-        _, p_h, p_w = self.config.patch_size
+        embedding = self.model.far_patch_embedding if coarse else self.model.patch_embedding
+        _, p_h, p_w = embedding.kernel_size
         patches = torch.cat(parts, 2).unflatten(4, (-1, p_w)).unflatten(3, (-1, p_h))
         patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
-        embedding = self.model.patch_embedding
         return F.linear(patches, embedding.weight.flatten(1), embedding.bias)
 
-    def time(self, timesteps_BT: Tensor) -> Modulations:
+    def time(self, timesteps_BT: Tensor, ends_BT: Tensor | None = None) -> Modulations:
         """Modulation of the layers (B, T, 6, D) and of the head (B, T, 2, D). Scales are around 1."""
-        model, shape = self.model, timesteps_BT.shape
+        model, shape, gate = self.model, timesteps_BT.shape, self.config.gate_value
         embedder = model.condition_embedder
-        features = embedder.timesteps_proj(timesteps_BT.flatten()).to(embedder.time_proj.weight.dtype)
-        embedded = embedder.time_embedder(features)
+
+        def features(times_BT: Tensor) -> Tensor:
+            waves: Tensor = embedder.timesteps_proj(times_BT.flatten())
+            return waves.to(embedder.time_proj.weight.dtype)
+
+        embedded = embedder.time_embedder(features(timesteps_BT))
+        if gate is not None:
+            ends_BT = timesteps_BT if ends_BT is None else ends_BT
+            told_BT = ends_BT if self.config.deltatime_type == "r" else timesteps_BT - ends_BT
+            embedded = torch.lerp(embedded, embedder.delta_embedder(features(told_BT)), gate)
         modulation = embedder.time_proj(embedder.act_fn(embedded)).unflatten(-1, (6, -1)).unflatten(0, shape).float()
         head_modulation = model.scale_shift_table + embedded.unflatten(0, shape)[:, :, None].float()
         modulation[:, :, 1::3] += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.codec import PocketCodec
 from pipeline.config import ModelConfig, StudentConfig, load_config
@@ -97,22 +97,31 @@ def load_transformer(
     """
     if told := difference_of_shape(folder, config):
         raise not_ours(folder / "config.json", told)
-    paths = sorted(folder.glob(f"{_DIFFUSERS_NAME}*.safetensors"))
-    if not paths:
-        raise PipelineError("weights_missing", f"There are no weights in {folder}.", "Name a folder that has some.")
-    try:
-        # Not diffusers' own reading: it fills what is missing with noise, and wants accelerate for these models.
-        values = {name: value for path in paths for name, value in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise PipelineError(
-            "weights_damaged", f"The weights in {folder} cannot be read: {error}.", "Copy the folder again."
-        ) from error
+    values = read_transformer(folder)
     student = blank(config)
     if told := difference(values, student.model.state_dict()):
         raise not_ours(folder, told)
     weights = ((name, values.pop(name)) for name in list(values))
     fill(student.model, weights, dtype, bits=bits, inside="blocks.", device=device)
     return student
+
+
+def read_transformer(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder in diffusers' layout. Raises PipelineError: `weights_missing`, `weights_damaged`."""
+    try:
+        # Not diffusers' own reading: it fills what is missing with noise, and wants accelerate for these models.
+        return {name: value for path in _pieces(folder) for name, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(
+            "weights_damaged", f"The weights in {folder} cannot be read: {error}.", "Copy the folder again."
+        ) from error
+
+
+def _pieces(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob(f"{_DIFFUSERS_NAME}*.safetensors"))
+    if not paths:
+        raise PipelineError("weights_missing", f"There are no weights in {folder}.", "Name a folder that has some.")
+    return paths
 
 
 def _recorded(record: Path) -> dict[str, str]:
@@ -126,7 +135,10 @@ def _recorded(record: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file; of a transformer's folder, that of the list of its pieces with theirs."""
+    if path.is_dir():
+        listed = "".join(f"{digest(piece)}  {piece.name}\n" for piece in _pieces(path))
+        return hashlib.sha256(listed.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -70,7 +70,7 @@ class ControlsMessage(_Message):
     paint: Annotated[str, Field(max_length=TILES_LIMIT, pattern=r"^(?:[01]*1[01]*)?$")] | None = None
     transition: Literal["cut", "glide", "recache"] | None = None
     glide_chunks: Annotated[int, Field(ge=1, le=64)] | None = None
-    steps: Annotated[int, Field(ge=0, le=8)] | None = None
+    steps: Annotated[int, Field(ge=0, le=32)] | None = None
     lora: Annotated[str, Field(max_length=200)] | None = None
     lora_strength: Annotated[float, Field(ge=0, le=4)] | None = None
     motion_aware: bool | None = None

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pipeline.bases import WAN_SMALL
 from pipeline.config import (
     CacheConfig,
     CodecConfig,
@@ -25,8 +26,8 @@ from pipeline.config import (
     load_config,
 )
 from pipeline.errors import PipelineError
-from pipeline.layout import read_transformer_shape
-from pipeline.models import WAN_EXAMPLES, WAN_SMALL
+from pipeline.family import WAN_EXAMPLES
+from pipeline.layout import not_ours, read_transformer_shape
 from pipeline.structure import CHANNELS
 from pipeline.training import captions
 
@@ -246,6 +247,8 @@ class WanSettings:
             raise ValueError("muon is for the matrices between layers, which lora leaves as they are; choose one")
         if self.model.sampler.prediction == "gated":
             raise ValueError("a Wan model has no gate; choose the prediction flow or clean")
+        if self.model.sampler.prediction == "mean_flow":
+            raise ValueError("a mean flow is not trained here; choose the prediction flow or clean")
 
 
 def load_settings(path: Path) -> TrainSettings | WanSettings:
@@ -286,7 +289,10 @@ def _told_by_folders(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(beside := given.get("beside"), str):
         told["model"] = asdict(load_config(Path(beside) / "config.json"))
     if isinstance(transformer := given.get("transformer"), str):
-        told["model"]["student"] |= read_transformer_shape(Path(transformer))
+        shape = read_transformer_shape(Path(transformer))
+        if shape["gate_value"] is not None:
+            raise not_ours(Path(transformer), "it has AnyFlow's modules, which are not trained here")
+        told["model"]["student"] |= shape
     return told
 
 

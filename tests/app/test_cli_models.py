@@ -12,11 +12,12 @@ from typer.testing import CliRunner, Result
 
 from app.cli_models import models, named
 from app.errors import AppError
+from pipeline.bases import BASES, CodecWeights, TextWeights
 from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
 from pipeline.memory import Setup, plan, ways
-from pipeline.models import BASES, FAMILIES, CodecWeights, TextWeights, family
+from pipeline.models import FAMILIES, family
 from pipeline.student import Student
 from tests.app.hub import cached
 from tests.app.test_shelf import BYTES, tiny
@@ -205,7 +206,7 @@ def test_the_embedded_student_is_whole_and_wrong_words_have_their_answers() -> N
     assert code("info", "longlive", "--size", "big") == "setting_invalid"
     assert code("info", "longlive", "--size", "830x480") == "size_invalid"
     assert code("info", "longlive", "--device", "cuda:99") == "device_unusable"
-    assert code("convert", "anyflow-far") == "model_not_convertible"
+    assert code("convert", "pocket") == "model_not_convertible"
 
 
 def test_a_model_that_fits_only_with_an_8_bit_text_encoder_is_refused_without_one(

@@ -16,13 +16,14 @@ from app.errors import AppError
 from app.generate import generate
 from app.shelf import Shelf
 from app.worker import LoadEngine
+from pipeline.bases import BASES
 from pipeline.chunk import Controls
 from pipeline.config import CacheConfig, ModelConfig, SamplerConfig, TextConfig, WanModel, load_config
 from pipeline.downloads import WAN_TEXT
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.layout import RULE
-from pipeline.models import BASES, family
+from pipeline.models import family
 from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
 from pipeline.training.settings import WanSettings, WanStageSettings, wan_config
 from pipeline.training.wan import run_wan
@@ -46,10 +47,10 @@ TRAINED = replace(
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    before = BASES["wan-1.3b"]
+    before = dict(BASES)
     shrink_table()
     yield
-    BASES["wan-1.3b"] = before
+    BASES.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,9 @@ def test_each_missing_or_wrong_thing_says_what_to_do(run: Path, shelf: Shelf, tm
     refusal(lambda: chosen(shelf, folder, like="sora"), "model_unknown")
     large = refusal(lambda: chosen(shelf, folder, like="krea-realtime"), "weights_mismatch")
     assert "attention_head_dim is 12, the model's is 128" in large.message and "self-forcing" in large.remedy
-    refusal(lambda: chosen(shelf, folder, like="anyflow-far"), "model_not_served")
+    far = refusal(lambda: chosen(shelf, folder, like="anyflow-far"), "weights_mismatch")
+    assert "compressed_patch_size is None, the model's is (1, 4, 4)" in far.message
+    refusal(lambda: chosen(shelf, folder, like="pocket"), "model_not_served")
     refusal(lambda: chosen(shelf, export, like="longlive"), "setting_invalid")
     refusal(lambda: chosen(shelf, "longlive", like="longlive"), "setting_invalid")
     refusal(lambda: named(None, "cpu", like="longlive"), "setting_invalid")
@@ -286,7 +289,7 @@ def test_convert_wants_a_family_and_a_base_that_agree(shelf: Shelf) -> None:
     refusal(words("convert", str(source), *out), "setting_invalid")
     refusal(words("convert", str(source), "--like", "longlive"), "setting_invalid")
     refusal(words("convert", str(source), "--like", "longlive", "--base", "wan-14b", *out), "setting_invalid")
-    refusal(words("convert", str(source), "--like", "anyflow-far", *out), "model_not_served")
+    refusal(words("convert", str(source), "--like", "pocket", *out), "model_not_served")
     refusal(words("convert", str(source), "--like", "krea-realtime", *out), "checkpoint_mismatch")
     assert list(shelf.models.iterdir()) == []
     told = said("convert", str(source), "--like", "longlive", *out)

@@ -23,10 +23,12 @@ from app import licences
 from app import shelf as shelves
 from app.errors import AppError
 from app.shelf import Shelf
+from pipeline.bases import BASES
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
+from pipeline.family import Family
 from pipeline.memory import Room
-from pipeline.models import BASES, Family, family
+from pipeline.models import family
 from pipeline.student import Student
 from tests.app.hub import COMMIT, cached, serving
 from tests.limits import no_file_larger_than
@@ -360,9 +362,8 @@ def test_removing_one_family_leaves_another_of_the_same_repo(shelf: Shelf) -> No
     assert shelves.remove(shelf, one) == 0
 
 
-def test_what_has_other_modules_or_is_embedded_is_not_converted(shelf: Shelf) -> None:
-    for name in ("anyflow-far", "pocket"):
-        refusal(lambda name=name: shelves.convert(shelf, family(name), half=False), "model_not_convertible")  # type: ignore[misc]
+def test_what_is_embedded_is_not_converted(shelf: Shelf) -> None:
+    refusal(lambda: shelves.convert(shelf, family("pocket"), half=False), "model_not_convertible")
 
 
 def test_a_pull_that_was_interrupted_is_not_taken_for_whole(shelf: Shelf) -> None:

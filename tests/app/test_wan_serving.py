@@ -22,17 +22,18 @@ from app.generate import generate
 from app.shelf import Shelf
 from app.stopwatch import Stopwatch
 from app.worker import LoadEngine
+from pipeline.bases import BASES, TextWeights
 from pipeline.chunk import Controls
 from pipeline.config import WanModel
 from pipeline.convert import convert
 from pipeline.downloads import WAN_TEXT, WAN_TINY
 from pipeline.errors import PipelineError
 from pipeline.memory import Setup, plan
-from pipeline.models import BASES, TextWeights, family
+from pipeline.models import family
 from pipeline.own import rule_of
 from pipeline.wan import load_wan
 from tests.app.hub import cached, serving
-from tests.app.tiny_wan import ROW, repos, shrink_table, tiny_codec
+from tests.app.tiny_wan import ROW, SMALL, repos, shrink_table, tiny_codec
 from tests.pipeline.published import peft_lora
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BASES, "wan-1.3b", BASES["wan-1.3b"])  # put back afterwards
+    for name in SMALL:
+        monkeypatch.setitem(BASES, name, BASES[name])  # put back afterwards
     shrink_table()
 
 
@@ -65,24 +67,41 @@ def refusal(shelf: Shelf, **how: Any) -> AppError | PipelineError:
     return refused.value
 
 
-def test_a_family_goes_from_the_hub_to_a_clip(shelf: Shelf, tmp_path: Path) -> None:
-    with serving(repos()) as endpoint:
-        licences.accept(shelf.licences, shelves.whole(ROW))
-        for part in shelves.whole(ROW):
+@pytest.mark.parametrize(("name", "first"), [(ROW.name, 9), ("anyflow-far", 1)])
+def test_a_family_goes_from_the_hub_to_a_clip(name: str, first: int, shelf: Shelf, tmp_path: Path) -> None:
+    row = family(name)
+    with serving(repos(row)) as endpoint:
+        licences.accept(shelf.licences, shelves.whole(row))
+        for part in shelves.whole(row):
             shelves.pull(shelf, part, endpoint=endpoint)
-    assert all(shelf.is_pulled(part) for part in shelves.whole(ROW))
-    assert not list(shelf.hub.rglob("transformer*")), "what nobody asks for stays on the hub"
-    assert shelves.convert(shelf, ROW, half=False)
-    shelves.verify(shelf.converted(ROW))
+    assert all(shelf.is_pulled(part) for part in shelves.whole(row))
+    unasked = shelf.repo(WAN_TEXT) / "snapshots"
+    assert not list(unasked.rglob("transformer*")), "what nobody asks for stays on the hub"
+    assert shelves.convert(shelf, row, half=False)
+    shelves.verify(shelf.converted(row))
     for decoder in ("tiny", "full"):
-        model = chosen(shelf, decoder=decoder)
+        model = chosen(shelf, name=name, decoder=decoder)
         assert (model.tiny is not None) == (decoder == "tiny")
-        assert model.config.pictures(0) == 9
+        assert model.config.pictures(0) == first
         out = tmp_path / f"{decoder}.mp4"
         written = generate(LoadEngine(model, "cpu", 1), Controls("a red ball"), 1.0, out)
         assert written.unknown_words == ()
         assert len(list(read_clip(out, 16, 64, 32))) == 16
     assert len(list(shelf.prompts.rglob("*.safetensors"))) == 1  # read once for both
+
+
+def test_a_folder_of_which_a_piece_was_damaged_on_its_way_is_not_converted(shelf: Shelf) -> None:
+    row = family("anyflow-far")
+    cached(shelf.hub, row.repo or "", repos(row)[row.repo or ""])
+    licences.accept(shelf.licences, [row])
+    piece = next(path for name, path in shelf.pulled(row).items() if name.endswith(".safetensors"))
+    content = piece.read_bytes()
+    piece.write_bytes(content[:-9] + b"?" + content[-8:])
+    with pytest.raises(AppError) as refused:
+        shelves.convert(shelf, row, half=False)
+    assert refused.value.code == "download_damaged" and not shelf.models.exists()
+    piece.write_bytes(content)
+    assert shelves.convert(shelf, row, half=False)
 
 
 def test_serving_asks_for_the_yes_of_a_student_that_was_converted_before_and_tells_its_licence(shelf: Shelf) -> None:
@@ -286,7 +305,7 @@ def test_each_missing_step_says_what_to_do(shelf: Shelf) -> None:
     assert refusal(shelf, size="big").code == "setting_invalid"
     assert refusal(shelf, decoder="best").code == "setting_invalid"
     assert refusal(shelf, size="40000x40000").code == "memory_short"
-    assert refusal(shelf, name="anyflow-far").code == "model_not_served"
+    assert refusal(shelf, name="anyflow-far").code == "model_not_converted"
     with pytest.raises(AppError) as fixed:
         named(Path("pocket"), "cpu", size="64x32")
     assert fixed.value.code == "setting_invalid"

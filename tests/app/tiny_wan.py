@@ -8,9 +8,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.bases import BASES, CodecWeights, TextWeights
 from pipeline.config import StudentConfig
 from pipeline.downloads import WAN_TEXT, WAN_TINY
-from pipeline.models import BASES, CodecWeights, Family, TextWeights, family
+from pipeline.family import Family
+from pipeline.models import family
 
 SHAPE = StudentConfig(
     num_attention_heads=2,
@@ -22,14 +24,19 @@ SHAPE = StudentConfig(
     ffn_dim=48,
     num_layers=2,
 )
+SMALL = ("wan-1.3b", "anyflow-1.3b")
 ROW = family("self-forcing")
 WORDS = ("a", "red", "blue", "ball", "bounces", "in", "the", "park")
 Files = dict[str, bytes]
 
 
 def shrink_table() -> None:
-    """Wan 1.3B is this from now on."""
-    BASES["wan-1.3b"] = replace(BASES["wan-1.3b"], shape=SHAPE, codec=CodecWeights(0), text=TextWeights())
+    """Wan 1.3B is this from now on, and AnyFlow's 1.3B this with what it has more."""
+    for name in SMALL:
+        far = BASES[name].shape
+        more = {key: getattr(far, key) for key in ("compressed_patch_size", "full_chunk_limit", "gate_value")}
+        shape = replace(SHAPE, **more, deltatime_type=far.deltatime_type)
+        BASES[name] = replace(BASES[name], shape=shape, codec=CodecWeights(0), text=TextWeights())
 
 
 def repos(row: Family = ROW) -> dict[str, Files]:
@@ -40,10 +47,28 @@ def repos(row: Family = ROW) -> dict[str, Files]:
         write_vae(Path(folder) / "vae")
         wan = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*.*")}
     return {
-        row.repo: {row.files[0]: checkpoint(row)},
+        row.repo: published(row),
         WAN_TEXT.repo: wan | {"transformer/diffusion_pytorch_model.safetensors": b"Nobody asks for this."},
         WAN_TINY.repo: {WAN_TINY.files[0]: tiny_codec(), "taew2_2.safetensors": b"Nor for this."},
     }
+
+
+def published(row: Family) -> Files:
+    """A family's own files: one checkpoint, or a transformer's folder."""
+    if not row.files[0].endswith("/*"):
+        return {row.files[0]: checkpoint(row)}
+    import torch
+
+    from pipeline.student import Student
+    from tests.pipeline.conftest import stir
+    from tests.pipeline.published import publish_folder
+
+    torch.manual_seed(3)
+    student = Student(row.shape).requires_grad_(False)
+    stir(student, 0.2)
+    with tempfile.TemporaryDirectory() as folder:
+        place = publish_folder(student, Path(folder) / row.files[0].removesuffix("/*"))
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in place.iterdir()}
 
 
 def checkpoint(row: Family = ROW) -> bytes:

@@ -37,6 +37,16 @@ def test_each_stage_and_share_of_tiles_of_a_family_is_a_figure_and_a_cell(monkey
     assert cells[:3:2] == ["| `streamdiffusion-v2`", "none of its own"]
 
 
+def test_a_family_that_refuses_regions_has_all_other_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wan, "FEW", 2)
+    result = run("--family", "anyflow-far", "--regions")
+    assert result.exit_code == 0, result.exception
+    (row,) = rows(result)
+    assert [name for name in (*FIGURES, "cache_ms") if row[name] is None] == []
+    assert not row["regions"] and row["trouble"] is None
+    assert result.stdout.count("| refused ") == 3
+
+
 def test_a_model_that_does_not_fit_says_so_and_the_next_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(run: wan.Run, config: Any, **_: Any) -> None:
         run.spent_ms["chunk"] += [20.0, 10.0, 12.0]

@@ -1,5 +1,6 @@
 """Tiny checkpoints as their makers publish them: their names, wrappers and kinds of file."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.models import Family
+from pipeline.family import Family
+from pipeline.student import Student
 
 # Diffusers' names -> those of Wan's own code, by hand: a test compares the way back with diffusers' own converter.
 OWN = (
@@ -123,3 +125,20 @@ def taehv(
         recall("encoder", start + 2, encoder_width)
     draw("encoder.17", channels, encoder_width, 3, 3)
     return named
+
+
+def publish_folder(student: Student, folder: Path) -> Path:
+    """A transformer's folder as AnyFlow's makers publish it: in pieces, and of a class of their own code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student.model.save_config(folder)
+    told = json.loads((folder / "config.json").read_text()) | {"_class_name": "FAR_Wan_Transformer3DModel"}
+    (folder / "config.json").write_text(json.dumps(told | {"init_far_model": True, "qk_norm": "rms_norm_across_heads"}))
+    weights, pieces = student.model.state_dict(), {}
+    for part in range(2):
+        name = f"diffusion_pytorch_model-0000{part + 1}-of-00002.safetensors"
+        held = {key: weights[key].contiguous() for key in sorted(weights)[part::2]}
+        save_file(held, folder / name)
+        pieces |= dict.fromkeys(held, name)
+    index = {"metadata": {}, "weight_map": pieces}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

@@ -10,11 +10,11 @@ import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import save_file
 
+from pipeline.bases import WAN_LARGE, WAN_SMALL
 from pipeline.checkpoints import own_name, read_checkpoint, unwrap, weight_name
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
 from pipeline.fit import blank
-from pipeline.models import WAN_LARGE, WAN_SMALL
 from tests.pipeline.published import own_layout
 
 HERE = Path("some.pt")

@@ -218,7 +218,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("transition_invalid", {"glide_chunks": 65}),
     ("transition_invalid", {"glide_chunks": 2.5}),
     ("steps_invalid", {"steps": 3}),
-    ("steps_invalid", {"steps": 9}),
+    ("steps_invalid", {"steps": 33}),
     ("steps_invalid", {"steps": -1}),
     ("steps_invalid", {"steps": "4"}),
     ("lora_unknown", {"lora": "style"}),

@@ -3,16 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from pipeline.bases import BASES, TINY_DECODER, TINY_ENCODER, TextWeights
 from pipeline.config import ModelConfig, load_config
 from pipeline.errors import PipelineError
+from pipeline.family import Family
 from pipeline.kv_cache import KVCache
 from pipeline.memory import Room, Setup, amount, choose, parameters, plan, student_bytes, text_bytes, ways
-from pipeline.models import BASES, FAMILIES, TINY_DECODER, TINY_ENCODER, Family, TextWeights, family
+from pipeline.models import FAMILIES, family
 from pipeline.region_cache import RegionCache
 from pipeline.student import CachedAttention, Student
 from pipeline.tiny_codec import TinyDecoder, TinyEncoder
@@ -26,7 +29,14 @@ GPU = Setup(width=832, height=480)
 
 
 @pytest.mark.parametrize(
-    ("base", "billions", "names"), [("pocket", 0.004, None), ("wan-1.3b", 1.419, 825), ("wan-14b", 14.288, 1095)]
+    ("base", "billions", "names"),
+    [
+        ("pocket", 0.004, None),
+        ("wan-1.3b", 1.419, 825),
+        ("wan-14b", 14.288, 1095),
+        ("anyflow-1.3b", 1.422, 831),
+        ("anyflow-14b", 14.317, 1101),
+    ],
 )
 def test_weights_are_counted_as_the_modules_have_them(base: str, billions: float, names: int | None) -> None:
     shape = BASES[base].shape
@@ -88,14 +98,16 @@ def test_a_text_encoder_takes_the_room_that_is_reckoned_in_both_precisions(tmp_p
     assert {bits: text_bytes(text, bits) for bits in room} == room
 
 
-def test_a_student_takes_the_room_that_is_reckoned_in_both_precisions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("far", [{}, {"compressed_patch_size": (1, 4, 4), "full_chunk_limit": 3, "gate_value": 0.5}])
+def test_a_student_takes_the_room_that_is_reckoned_in_both_precisions(far: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save_transformer(tmp_path, Student(SHAPE))
+    shape = replace(SHAPE, **far, deltatime_type="r" if far else None)
+    save_transformer(tmp_path, Student(shape))
     for bits in (16, 8):
-        student = load_transformer(tmp_path, SHAPE, torch.bfloat16, bits=bits)
+        student = load_transformer(tmp_path, shape, torch.bfloat16, bits=bits)
         rope = sum(value.nbytes for value in student.model.rope.buffers())
         held = sum(value.nbytes for value in (*student.parameters(), *student.buffers()))
-        assert student_bytes(SHAPE, 2, bits) == held - rope
+        assert student_bytes(shape, 2, bits) == held - rope
 
 
 def test_eight_bits_of_the_text_encoder_make_it_smaller_and_nothing_else() -> None:
@@ -111,6 +123,11 @@ def test_the_past_is_as_large_as_what_a_stream_remembers() -> None:
     prompt = 2 * shape.num_layers * 512 * 1536 * 2
     seen = 2 * (1404 + 2364.5) * pixels
     assert plan(LONG, GPU).past == cache.keys.nbytes + cache.values.nbytes + prompt + seen
+    far = family("anyflow-far")
+    fine = KVCache.of(far.config(832, 480), device="meta", dtype=torch.bfloat16)
+    assert fine.coarse is not None and fine.coarse.keys.shape[2:4] == (12, tokens // 4)
+    held = sum(part.keys.nbytes + part.values.nbytes for part in (fine, fine.coarse))
+    assert plan(far, GPU).past == held + prompt + seen
 
 
 def test_beside_a_tiny_decoder_the_autoencoder_counts_only_where_it_has_to_encode() -> None:

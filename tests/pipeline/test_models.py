@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.bases import BASES
 from pipeline.config import StudentConfig, load_config
 from pipeline.errors import PipelineError
-from pipeline.models import BASES, FAMILIES, Family, family
+from pipeline.family import Family
+from pipeline.models import FAMILIES, family
 from pipeline.sampler import denoise, levels
 from pipeline.weights import pocket_folder
 
-WAN = [row for row in FAMILIES if row.layout == "wan"]
+WAN = [row for row in FAMILIES if row.layout == "wan" and not row.coarse]
+"""Those that have Wan's modules alone; tests/pipeline/test_anyflow.py has the others."""
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
@@ -23,7 +26,7 @@ def test_a_row_is_whole_and_runs_on_our_cache_and_sampler(row: Family) -> None:
     assert row.base in BASES
     assert 1 <= row.chunk <= 3
     assert row.cache.window >= row.chunk - 1 >= 0
-    assert row.cache.sink + row.cache.window + row.chunk == row.attends
+    assert row.cache.sink + row.cache.coarse + row.cache.window + row.chunk == row.attends
     sigmas = levels(row.sampler)
     assert sigmas == sorted(sigmas, reverse=True)
     assert all(0 < sigma <= 1 for sigma in sigmas)
@@ -143,7 +146,8 @@ def test_the_page_of_models_has_the_rows_as_the_table_has_them() -> None:
         first = f", first chunk {len(row.first_steps)}" if row.first_steps else ""
         steps = "any" if row.any_steps else f"{len(row.steps)}{first}"
         use = {True: "yes", False: "no", None: "not stated"}[row.commercial]
-        past, unread = f"{row.sink} + {row.window}", ", ".join(row.unverified)
-        cells = (f"`{row.name}`", row.repo or "embedded", steps, str(row.chunk), past, row.licence, use, unread)
+        chunk = f"{row.chunk}, the first {row.first_chunk}" if row.first_chunk else str(row.chunk)
+        unread = ", ".join(row.unverified)
+        cells = (f"`{row.name}`", row.repo or "embedded", steps, chunk, row.past, row.licence, use, unread)
         known.append("| " + " | ".join(cells) + " |")
     assert [line.replace("|  |", "| |") for line in known] == told

@@ -72,7 +72,7 @@ def test_a_rewritten_past_equals_a_run_from_scratch_on_the_same_latents(
     cache = KVCache.of(config)
     past = PastLatents(cache, (4, *config.latent_size), "cpu")
     push(student, config, cache, clip, red, past)
-    recache(past, student, blue, config.grid, config.chunk)
+    recache(past, student, blue, config)
 
     # From scratch: the remembered frames are all there ever was, at the positions that they have now.
     kept = [*range(2), *range(max(2, 2 * chunks - 4), 2 * chunks)]

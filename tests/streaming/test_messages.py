@@ -79,7 +79,7 @@ def test_unknown_and_missing_kinds_are_told_apart() -> None:
         {"transition": "fade"},
         {"glide_chunks": 0},
         {"glide_chunks": 65},
-        {"steps": 9},
+        {"steps": 33},
         {"steps": 1.5},
         {"lora": 1},
         {"lora": "x" * 201},

@@ -112,6 +112,12 @@ def test_what_the_named_folders_say_about_the_model_need_not_be_said_again(
     assert settings.model.sampler.shift == 5.0
 
 
+def test_a_transformer_with_the_modules_of_anyflow_is_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AnyFlowFARTransformer3DModel"}')
+    error = refused(written(tmp_path, f'recipe = "wan"\ntransformer = "{tmp_path}"\n'))
+    assert error.code == "weights_mismatch" and "not trained here" in error.message
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
