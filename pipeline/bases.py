@@ -51,8 +51,9 @@ class Base:
 
 _UMT5_XXL = TextWeights(tables=1_050_398_720, layers=4_630_511_616, rows=983_040, widest=125_833_216)
 _WAN_VAE = CodecWeights(126_892_531, encoder=1404, decoder=2364.5)
-TINY_DECODER = CodecWeights(9_844_611, decoder=84)
-TINY_ENCODER = CodecWeights(1_470_928, encoder=63)
+TINY_DECODER = CodecWeights(9_844_611, decoder=336.25)
+TINY_ENCODER = CodecWeights(1_470_928, encoder=376)
+"""Both with the rims of all tiles, which they remember while regions are on."""
 
 WAN_SMALL = StudentConfig(
     num_attention_heads=12,

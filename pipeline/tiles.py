@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class Tiles:
         """Height and width of the picture that a column was cut from."""
         height, width = column.shape[-2:]
         return height // len(self) * self.rows, width * self.columns
+
+    def wider(self, rings: int) -> "Tiles":
+        """With so many rings of neighbours around each."""
+        chosen = torch.zeros(1, self.rows * self.columns, device=self.index_N.device)
+        chosen[0, self.index_N] = 1
+        grown = F.max_pool2d(chosen.view(1, self.rows, self.columns), 2 * rings + 1, 1, rings)
+        return Tiles(grown.flatten().nonzero()[:, 0], self.rows, self.columns)
+
+    def among(self, wider: "Tiles", column: Tensor) -> Tensor:
+        """The column of these tiles, out of one of tiles that hold all of them."""
+        place = torch.searchsorted(wider.index_N, self.index_N)
+        return column.unflatten(-2, (len(wider), -1)).index_select(-3, place).flatten(-3, -2)
 
     def tokens(self, grid: tuple[int, int]) -> Tensor:
         """Which tokens of a latent frame a column is made of, in its order."""

@@ -5,7 +5,7 @@ stream come out as the whole does. The weights are those of TAEHV (`taew2_1`); i
 Wan's transformers know. Source of the layout: github.com/madebyollin/taehv. Knows nothing of time steps and prompts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.codec import PicturesPending
 from pipeline.errors import PipelineError
 from pipeline.fit import difference
+from pipeline.rims import Part, Run, Whole, grid_of, pays
+from pipeline.tiles import Tiles
 
 WIDTHS = (256, 128, 64, 64)
 GROWTH = (1, 2, 2)
 """How many frames each stage of the decoder makes of one."""
+STRIDE = 8
+"""Pixels to a latent cell, along each side."""
 ENCODER_WIDTH = 64
+HALO = 1
+"""Rings of tiles that are encoded around the chosen ones, since what these showed before is still seen there. Who
+decodes chooses more than what was drawn for the same reason."""
 SHRINKAGE = (2, 2, 1)
 """Of how many frames each stage of the encoder makes one."""
 
@@ -32,13 +39,23 @@ def _conv(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
 
 @dataclass
 class TinyMemory(PicturesPending):
-    """What one direction of one stream remembers: the last input of each block with a memory, none at the start."""
+    """What one direction of one stream remembers; past and rims are those of `Run`.
 
-    before: list[Tensor] = field(default_factory=list)
+    glance: the rims of runs that read a latent frame before all of its pictures were there.
+    """
+
+    past: list[Tensor] = field(default_factory=list)
+    rims: list[Tensor] = field(default_factory=list)
+    glance: list[Tensor] = field(default_factory=list)
 
     def reset(self) -> None:
         super().reset()
-        self.before.clear()
+        self.past.clear()
+        self.forget_tiles()
+
+    def forget_tiles(self) -> None:
+        self.rims.clear()
+        self.glance.clear()
 
 
 class Recall(nn.Module):
@@ -48,10 +65,10 @@ class Recall(nn.Module):
         super().__init__()
         self.first, self.second, self.third = _conv(2 * width, width), _conv(width, width), _conv(width, width)
 
-    def forward(self, x_TCHW: Tensor, before_CHW: Tensor) -> Tensor:
-        past = torch.cat((before_CHW[None], x_TCHW[:-1]))
-        hidden = F.relu(self.first(torch.cat((x_TCHW, past), 1)))
-        return F.relu(self.third(F.relu(self.second(hidden))) + x_TCHW)
+    def forward(self, x_TCHW: Tensor, run: Run) -> Tensor:
+        past = torch.cat((run.before(x_TCHW)[None], x_TCHW[:-1]))
+        hidden = F.relu(run.near(self.first, torch.cat((x_TCHW, past), 1)))
+        return F.relu(run.near(self.third, F.relu(run.near(self.second, hidden))) + x_TCHW)
 
 
 class Recalls(nn.ModuleList):
@@ -60,12 +77,9 @@ class Recalls(nn.ModuleList):
     def __init__(self, width: int) -> None:
         super().__init__(Recall(width) for _ in range(3))
 
-    def forward(self, x_TCHW: Tensor, before: Iterator[Tensor], now: list[Tensor]) -> Tensor:
-        """before: what the blocks were given last, none at a stream's start. now: takes what they are given."""
+    def forward(self, x_TCHW: Tensor, run: Run) -> Tensor:
         for recall in self:
-            past = next(before, torch.zeros_like(x_TCHW[0]))
-            now.append(x_TCHW[-1].clone())
-            x_TCHW = recall(x_TCHW, past)
+            x_TCHW = recall(x_TCHW, run)
         return x_TCHW
 
 
@@ -79,9 +93,9 @@ class Grow(nn.Module):
         self.narrow = _conv(width, narrower, bias=False)
         self.growth = growth
 
-    def forward(self, x_TCHW: Tensor, before: Iterator[Tensor], now: list[Tensor]) -> Tensor:
-        grown = self.grow(F.interpolate(self.recalls(x_TCHW, before, now), scale_factor=2))
-        return self.narrow(grown.unflatten(1, (self.growth, -1)).flatten(0, 1))
+    def forward(self, x_TCHW: Tensor, run: Run) -> Tensor:
+        grown = self.grow(self.recalls(x_TCHW, run)).unflatten(1, (self.growth, -1)).flatten(0, 1)
+        return run.near(self.narrow, grown, grow=2)
 
 
 class Shrink(nn.Module):
@@ -94,9 +108,9 @@ class Shrink(nn.Module):
         self.recalls = Recalls(width)
         self.shrinkage = shrinkage
 
-    def forward(self, x_TCHW: Tensor, before: Iterator[Tensor], now: list[Tensor]) -> Tensor:
+    def forward(self, x_TCHW: Tensor, run: Run) -> Tensor:
         pooled = self.pool(x_TCHW.unflatten(0, (-1, self.shrinkage)).flatten(1, 2))
-        return self.recalls(self.halve(pooled), before, now)
+        return self.recalls(run.near(self.halve, pooled), run)
 
 
 class TinyDecoder(nn.Module):
@@ -117,15 +131,29 @@ class TinyDecoder(nn.Module):
 
     def decode_push(self, memory: TinyMemory, latents_TCHW: Tensor) -> Tensor:
         """Decode the next latent frames of a stream; returns pictures, four for each, one for a stream's first."""
-        first, before = not memory.before, iter(memory.before)
-        memory.before = []
-        # A latent far out of range would be seen as a flash.
-        x = F.relu(self.enter(3 * torch.tanh(latents_TCHW / 3)))
-        for stage in self.stages:
-            x = stage(x, before, memory.before)
-        pictures = self.leave(F.relu(x)).clamp(0, 1) * 2 - 1
+        return self._whole(memory, latents_TCHW, None)
+
+    def decode_tiles(self, memory: TinyMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """The same, of these tiles alone, a column; None is all of them, remembered for latents of which a part is
+        decoded. latents_TCHW: whole."""
+        if tiles is not None and memory.rims and pays(tiles):
+            return self._read(tiles.gather(latents_TCHW), Part(memory.past, memory.rims, tiles))
+        pictures = self._whole(memory, latents_TCHW, grid_of(latents_TCHW, STRIDE))
+        return pictures if tiles is None else tiles.gather(pictures)
+
+    def _whole(self, memory: TinyMemory, latents_TCHW: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        first = not memory.past
+        pictures = self._read(latents_TCHW, Whole(memory.past, memory.rims, len(latents_TCHW), grid))
         # The first latent frame of a stream is one picture; the three before it belong to no time.
         return pictures[self.frames - 1 :] if first else pictures
+
+    def _read(self, latents_TCHW: Tensor, run: Run) -> Tensor:
+        """Four pictures of each latent frame."""
+        # A latent far out of range would be seen as a flash.
+        x = F.relu(run.near(self.enter, 3 * torch.tanh(latents_TCHW / 3)))
+        for stage in self.stages:
+            x = stage(x, run)
+        return run.near(self.leave, F.relu(x)).clamp(0, 1) * 2 - 1
 
 
 class TinyEncoder(nn.Module):
@@ -150,23 +178,47 @@ class TinyEncoder(nn.Module):
         picture stands for them, which is TAEHV's rule at the end of a clip. What the blocks remember is of those that
         did follow.
         """
+        return self._push(memory, frames_TCHW, None, None)
+
+    def encode_tiles(self, memory: TinyMemory, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """Latents of a chunk of whole pictures, of these tiles alone, a column; None is all of them, remembered for
+        pictures of which a part is encoded."""
+        wider = None if tiles is None else tiles.wider(HALO)
+        if wider is not None and not (memory.rims and memory.glance and pays(wider)):
+            wider = None
+        latents = self._push(memory, frames_TCHW, wider, grid_of(frames_TCHW))
+        assert latents is not None, "a chunk of pictures fills its latent frames"
+        if tiles is None:
+            return latents
+        return tiles.gather(latents) if wider is None else tiles.among(wider, latents)
+
+    def _push(
+        self, memory: TinyMemory, frames_TCHW: Tensor, tiles: Tiles | None, grid: tuple[int, int] | None
+    ) -> Tensor | None:
+        """tiles: to encode alone. grid: the tiles whose rims are remembered of what is whole."""
+
+        def read(frames_TCHW: Tensor, rims: list[Tensor], *, keeps: bool) -> Tensor:
+            if tiles is not None:
+                return self._read(tiles.gather(frames_TCHW), Part(memory.past, rims, tiles, keeps=keeps))
+            return self._read(frames_TCHW, Whole(memory.past, rims, 1, grid if last else None, keeps=keeps))
+
         first, frames, latents = not memory.pending_TCHW, memory.take((frames_TCHW + 1) / 2), []
         while len(frames) > (0 if first else self.frames):
+            last = len(frames) <= (1 if first else 2) * self.frames
             if not first:
-                _, memory.before = self._read(frames[: self.frames], memory.before)
+                read(frames[: self.frames], memory.rims, keeps=True)
                 frames = frames[self.frames :]
-            latent, _ = self._read(frames[:1].expand(self.frames, -1, -1, -1), memory.before)
-            latents.append(latent)
+            latents.append(read(frames[:1].expand(self.frames, -1, -1, -1), memory.glance, keeps=False))
             first = False
         memory.keep(frames)
         return torch.cat(latents) if latents else None
 
-    def _read(self, frames_TCHW: Tensor, before: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """A latent frame of four pictures in [0, 1], and what its blocks were given."""
-        x, past, now = F.relu(self.enter(frames_TCHW)), iter(before), list[Tensor]()
+    def _read(self, frames_TCHW: Tensor, run: Run) -> Tensor:
+        """A latent frame of four pictures in [0, 1]."""
+        x = F.relu(run.near(self.enter, frames_TCHW))
         for stage in self.stages:
-            x = stage(x, past, now)
-        return self.leave(x), now
+            x = stage(x, run)
+        return run.near(self.leave, x)
 
 
 def load_tiny_decoder(path: Path, decoder: TinyDecoder | None = None) -> TinyDecoder:

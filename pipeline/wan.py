@@ -1,7 +1,7 @@
 """A Wan model put together from its parts: student, text encoder, and an encoder and a decoder as the engine's codec.
 
-TAEHV's tiny ones are for watching live, Wan's autoencoder for recording. Which tiles are computed concerns the student
-alone: these codecs always take a whole picture, and cut tiles out of the result.
+TAEHV's tiny ones are for watching live, Wan's autoencoder for recording. Whether chosen tiles cost less than all is
+their own affair.
 Knows the layout of no repo: where the parts lie is told.
 """
 
@@ -36,7 +36,8 @@ class PairMemory:
         self.begun = False
 
     def forget_tiles(self) -> None:
-        """All is whole anyway."""
+        self.encoder.forget_tiles()
+        self.decoder.forget_tiles()
 
 
 class WanPair(nn.Module):
@@ -53,23 +54,23 @@ class WanPair(nn.Module):
         return PairMemory(self.encoder.remember(), self.decoder.remember())
 
     def encode_push(self, memory: PairMemory, frames_TCHW: Tensor) -> Tensor | None:
-        """Of a stream's first chunk the oldest pictures are left out: its first latent frame is one picture."""
-        surplus = 0 if memory.begun else (len(frames_TCHW) - 1) % self.encoder.frames
-        memory.begun = True
-        latents = self.encoder.encode_push(memory.encoder, frames_TCHW[surplus:].to(self._dtype))
+        latents = self.encoder.encode_push(memory.encoder, self._begin(memory, frames_TCHW))
         return None if latents is None else latents.float()
 
     def encode_tiles(self, memory: PairMemory, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
-        latents = self.encode_push(memory, frames_TCHW)
-        assert latents is not None, "a chunk of pictures fills its latent frames"
-        return latents if tiles is None else tiles.gather(latents)
+        return self.encoder.encode_tiles(memory.encoder, self._begin(memory, frames_TCHW), tiles).float()
 
     def decode_push(self, memory: PairMemory, latents_TCHW: Tensor) -> Tensor:
         return self.decoder.decode_push(memory.decoder, latents_TCHW.to(self._dtype)).float()
 
     def decode_tiles(self, memory: PairMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
-        pictures = self.decode_push(memory, latents_TCHW)
-        return pictures if tiles is None else tiles.gather(pictures)
+        return self.decoder.decode_tiles(memory.decoder, latents_TCHW.to(self._dtype), tiles).float()
+
+    def _begin(self, memory: PairMemory, frames_TCHW: Tensor) -> Tensor:
+        """Of a stream's first chunk the oldest pictures are left out: its first latent frame is one picture."""
+        surplus = 0 if memory.begun else (len(frames_TCHW) - 1) % self.encoder.frames
+        memory.begun = True
+        return frames_TCHW[surplus:].to(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:

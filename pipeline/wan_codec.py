@@ -17,6 +17,7 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.codec import PicturesPending
 from pipeline.errors import PipelineError
 from pipeline.fit import difference
+from pipeline.tiles import Tiles
 
 import_utils._xformers_available = False  # `pipeline.student` says why
 from diffusers import AutoencoderKLWan  # noqa: E402
@@ -32,6 +33,9 @@ class WanMemory(PicturesPending):
     def reset(self) -> None:
         super().reset()
         self.seen.clear()
+
+    def forget_tiles(self) -> None:
+        """All is whole anyway."""
 
 
 class WanCodec(nn.Module):
@@ -74,6 +78,17 @@ class WanCodec(nn.Module):
             first = self._begin(memory, self.vae.decoder)
             frames.append(self.vae.decoder(piece, feat_cache=memory.seen, feat_idx=[0], first_chunk=first))
         return torch.cat(frames, 2)[0].transpose(0, 1).clamp(-1, 1)
+
+    def encode_tiles(self, memory: WanMemory, frames_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """The same of a chunk of pictures, a column of tiles cut from the whole."""
+        latents = self.encode_push(memory, frames_TCHW)
+        assert latents is not None, "a chunk of pictures fills its latent frames"
+        return latents if tiles is None else tiles.gather(latents)
+
+    def decode_tiles(self, memory: WanMemory, latents_TCHW: Tensor, tiles: Tiles | None) -> Tensor:
+        """The same, a column of tiles cut from the whole."""
+        pictures = self.decode_push(memory, latents_TCHW)
+        return pictures if tiles is None else tiles.gather(pictures)
 
     def _begin(self, memory: WanMemory, part: nn.Module) -> bool:
         """Make places for what the convolutions of a part will see; whether it is the stream's first frame."""

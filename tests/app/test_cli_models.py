@@ -125,7 +125,7 @@ def test_info_tells_the_way_that_a_text_device_asks_for(monkeypatch: pytest.Monk
     apart = said(*gpu, "cuda:1")
     assert "fits now yes, text encoder on cuda:1" in apart
     assert "and 30.0 GB in the machine, 12.0 GB on the text encoder's device" in apart
-    assert "ways all on the GPU: 17.9 GB, too much" in said(*gpu, "cuda:0")  # the same as cuda
+    assert "ways all on the GPU: 18.4 GB, too much" in said(*gpu, "cuda:0")  # the same as cuda
     assert "fits now yes, text encoder on cuda:1" in said("info", "longlive", "--text-device", "cuda:1")
     for unknown in ("cuda:2", "gpu", "swapped"):
         assert code(*gpu, unknown) == "device_unusable"

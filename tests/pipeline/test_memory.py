@@ -58,16 +58,16 @@ def test_wans_autoencoder_and_the_tiny_codec_are_counted_with_all_that_they_reme
     encoder, decoder, quick, quick_encoder = vae.remember(), vae.remember(), tiny.remember(), tiny_encoder.remember()
     vae.encode_push(encoder, pictures)
     vae.decode_push(decoder, latents)
-    tiny.decode_push(quick, latents)
-    tiny_encoder.encode_push(quick_encoder, pictures)
+    tiny.decode_tiles(quick, latents, None)
+    tiny_encoder.encode_tiles(quick_encoder, pictures[:8], None)
 
     def held(values: Iterable[object]) -> float:
         return sum(value.numel() for value in values if isinstance(value, torch.Tensor)) / (64 * 32)
 
     assert held(encoder.seen) == full.encoder
     assert held(decoder.seen) == full.decoder
-    assert held(quick.before) == TINY_DECODER.decoder
-    assert held(quick_encoder.before) == TINY_ENCODER.encoder
+    for memory, counted in ((quick, TINY_DECODER.decoder), (quick_encoder, TINY_ENCODER.encoder)):
+        assert held(rims[:, :-1] for rims in (*memory.rims, *memory.glance)) + held(memory.past) == counted
 
 
 def test_wans_text_encoder_is_counted_as_transformers_has_it() -> None:
@@ -138,8 +138,8 @@ def test_beside_a_tiny_decoder_the_autoencoder_counts_only_where_it_has_to_encod
     assert full.codec == 2 * vae.weights
     assert tiny.codec == 2 * (TINY_DECODER.weights + TINY_ENCODER.weights)
     assert half.codec == 2 * (TINY_DECODER.weights + vae.weights)
-    assert full.past - half.past == 2 * (2364.5 - 84) * pixels
-    assert half.past - tiny.past == 2 * (1404 - 63) * pixels
+    assert full.past - half.past == 2 * (2364.5 - TINY_DECODER.decoder) * pixels
+    assert half.past - tiny.past == 2 * (1404 - TINY_ENCODER.encoder) * pixels
 
 
 def test_a_cpu_also_keeps_the_past_rotated_with_room_for_a_chunk(config: ModelConfig, student: Student) -> None:

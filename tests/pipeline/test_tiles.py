@@ -23,6 +23,16 @@ def test_scattering_overwrites_the_chosen_tiles_and_nothing_else() -> None:
     assert torch.equal(picture, drawn * chosen)
 
 
+def test_tiles_with_a_ring_around_them_hold_the_column_of_those_within() -> None:
+    mask, wide = np.zeros((4, 5), bool), np.zeros((4, 5), bool)
+    mask[0, 1] = mask[3, 4] = True
+    wide[:2, :3] = wide[2:, 3:] = True
+    picture, tiles = torch.rand(3, 8, 10), Tiles.of(mask)
+    assert torch.equal(tiles.wider(1).index_N, Tiles.of(wide).index_N)
+    assert torch.equal(tiles.wider(0).index_N, tiles.index_N)
+    assert torch.equal(tiles.among(tiles.wider(1), tiles.wider(1).gather(picture)), tiles.gather(picture))
+
+
 def test_a_column_knows_the_size_of_its_picture_and_its_tokens() -> None:
     tiles = Tiles.of(MASK)
     assert tiles.whole(tiles.gather(torch.zeros(8, 12))) == (8, 12)

@@ -292,16 +292,19 @@ def test_the_first_chunk_may_take_other_steps_and_a_viewer_any_where_the_model_k
         passes(two, replace(RED, steps=3))
 
 
-def test_held_tiles_keep_their_pixels_though_the_codec_takes_whole_pictures(
-    engine: Engine, config: ModelConfig
+@pytest.mark.parametrize("which", ["full", "tiny"])
+def test_held_tiles_keep_their_pixels_whichever_the_codec_is(
+    config: ModelConfig, pairs: dict[str, WanPair], student: Student, which: str
 ) -> None:
-    state, dial = engine.open(7), replace(RED, regions=0.5)
-    engine.step(state, dial)
-    before = engine.step(state, dial).frames_THWC[-1]
-    painted = engine.step(state, replace(RED, paint="1" + "0" * 5))
-    assert painted.active_HW is not None and painted.active_HW.sum() == 1
-    assert np.array_equal(painted.frames_THWC[-1][32:, 64:], before[32:, 64:])
-    assert not np.array_equal(painted.frames_THWC[-1][:32, :32], before[:32, :32])
+    engine = Engine(config, pairs[which], Prompts(read, 6), student)
+    for source in (None, pictures(config, 12)):
+        state, dial = engine.open(7), replace(RED, regions=0.5)
+        engine.step(state, dial, source)
+        before = engine.step(state, dial, source).frames_THWC[-1]
+        painted = engine.step(state, replace(RED, paint="1" + "0" * 5), source)
+        assert painted.active_HW is not None and painted.active_HW.sum() == 1
+        assert np.array_equal(painted.frames_THWC[-1][32:, 64:], before[32:, 64:])
+        assert not np.array_equal(painted.frames_THWC[-1][:32, :32], before[:32, :32])
 
 
 @pytest.mark.parametrize(
