@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.adapters import Wardrobe
+from pipeline.attention import CachedAttention
 from pipeline.checks import check
 from pipeline.chunk import Chunk, Controls
 from pipeline.codec import Codec, from_bytes, multiplies_bfloat16, pixels_to_frames, to_bytes
@@ -27,7 +28,7 @@ from pipeline.sampler import Anchor, denoise, draw_noise, ends, from_noise, leve
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
 from pipeline.structure import structure
-from pipeline.student import CachedAttention, Modulations, Student
+from pipeline.student import Modulations, Student
 from pipeline.text import Text
 from pipeline.tiles import Tiles
 from pipeline.wan import load_wan

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.attention import CachedAttention, rotate, turns
 from pipeline.config import TILE_PIXELS, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.motion import ProbeMotion, SourceMotion
-from pipeline.student import CachedAttention, Student, rotate, turns
+from pipeline.student import Student
 from pipeline.tiles import Tiles
 
 SOFT = 8  # pixels in which a computed tile blends into a held one; motion stays further away from it than that

@@ -12,7 +12,8 @@ Source: TeaCache (Liu et al. 2024), without its fitted polynomial, which belongs
 
 from torch import Tensor
 
-from pipeline.student import Attend, Student, TextKV, modulated
+from pipeline.attention import Attend
+from pipeline.student import Student, TextKV, modulated
 
 
 class StepCache:

@@ -11,10 +11,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from pipeline.attention import CachedAttention
 from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache, ring_slot
-from pipeline.student import CachedAttention, Student, TextKV
+from pipeline.student import Student, TextKV
 
 
 @dataclass

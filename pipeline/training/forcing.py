@@ -8,9 +8,10 @@ does; the last one is nobody's past.
 import torch
 from torch import Tensor
 
+from pipeline.attention import attention, of_past, past_bias, rotate
 from pipeline.config import ModelConfig
 from pipeline.sampler import clean_from, shut
-from pipeline.student import Student, TextKV, attention, of_past, past_bias, rotate
+from pipeline.student import Student, TextKV
 
 
 class ForcedAttention:

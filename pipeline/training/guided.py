@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from pipeline.attention import CachedAttention
 from pipeline.chunk import Controls
 from pipeline.codec import CodecMemory, PocketCodec
 from pipeline.config import ModelConfig
@@ -22,7 +23,7 @@ from pipeline.plan import Plan
 from pipeline.sampler import clean_from, draw_noise, guide, with_steps
 from pipeline.state import StreamState, last_before
 from pipeline.step_cache import StepCache
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.training.settings import StudentSettings
 from pipeline.training.teacher import Denoiser

@@ -20,7 +20,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.student import Attend, Student, TextKV
+from pipeline.attention import Attend
+from pipeline.student import Student, TextKV
 from pipeline.training.loop import Trainer
 from pipeline.training.muon import CutMuon
 from pipeline.training.settings import StageSettings

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.attention import Attend, CachedAttention
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionAttention, RegionCache
 from pipeline.sampler import Anchor, denoise, draw_noise, levels, shut
-from pipeline.student import Attend, CachedAttention, Student, TextKV
+from pipeline.student import Student, TextKV
 from pipeline.tiles import Tiles
 
 

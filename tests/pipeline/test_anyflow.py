@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.attention import CachedAttention, attention, rotate
 from pipeline.bases import BASES
 from pipeline.chunk import Chunk, Controls
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, SamplerConfig, StudentConfig
@@ -28,7 +29,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.models import FAMILIES, Family
 from pipeline.prompts import Prompts
 from pipeline.sampler import draw_noise, ends, levels, travel
-from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.student import Student
 from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.wan import WanPair
 from pipeline.weights import digest, load_transformer

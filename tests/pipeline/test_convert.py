@@ -14,6 +14,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.attention import CachedAttention
 from pipeline.bases import BASES, WAN_LARGE, WAN_SMALL
 from pipeline.config import ModelConfig, StudentConfig
 from pipeline.convert import convert, verify
@@ -24,7 +25,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.layout import RECORD, recorded
 from pipeline.models import FAMILIES, family
 from pipeline.sampler import denoise, draw_noise, levels
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.weights import digest, load_transformer
 from tests.limits import no_file_larger_than
 from tests.pipeline.published import own_layout, peft_lora, publish

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from pipeline.attention import CachedAttention
 from pipeline.bases import BASES, TINY_DECODER, TINY_ENCODER, TextWeights
 from pipeline.config import ModelConfig, load_config
 from pipeline.errors import PipelineError
@@ -17,7 +18,7 @@ from pipeline.kv_cache import KVCache
 from pipeline.memory import Room, Setup, amount, choose, parameters, plan, student_bytes, text_bytes, ways
 from pipeline.models import FAMILIES, family
 from pipeline.region_cache import RegionCache
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.umt5 import load_umt5
 from pipeline.wan_codec import WanCodec

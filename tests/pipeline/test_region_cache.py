@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.attention import CachedAttention, attention, rotate, turns
 from pipeline.config import ModelConfig, RegionConfig
 from pipeline.kv_cache import KVCache
 from pipeline.region_cache import RegionAttention, RegionCache, going_back
-from pipeline.student import CachedAttention, Student, TextKV, attention, rotate, turns
+from pipeline.student import Student, TextKV
 from pipeline.tiles import Tiles
 from tests.pipeline.conftest import stir
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.attention import CachedAttention
 from pipeline.chunk import Chunk, Controls
 from pipeline.codec import CodecMemory, PocketCodec
 from pipeline.config import ModelConfig
@@ -14,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.motion import ProbeMotion
 from pipeline.plan import SETTLE, Plan
 from pipeline.region_cache import RegionAttention
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.text import TextEncoder
 from pipeline.tiles import Tiles
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.attention import CachedAttention, attention, rotate
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, Student, attention, rotate
+from pipeline.student import Student
 from tests.pipeline.conftest import stir
 
 CHUNKS, TABLE = 40, 24

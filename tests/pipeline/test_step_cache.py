@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.attention import CachedAttention
 from pipeline.chunk import Controls
 from pipeline.engine import Engine
 from pipeline.kv_cache import KVCache
 from pipeline.sampler import with_steps
 from pipeline.step_cache import StepCache
-from pipeline.student import CachedAttention
 from pipeline.training.guided import GuidedTeacher
 
 

@@ -10,20 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.attention import CachedAttention, attention, rotate, turns
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.kv_cache import KVCache
 from pipeline.structure import CHANNELS
-from pipeline.student import (
-    CachedAttention,
-    Student,
-    attention,
-    modulated,
-    positions,
-    rms_normed,
-    rotate,
-    scaled,
-    turns,
-)
+from pipeline.student import Student, modulated, positions, rms_normed, scaled
 from pipeline.training.forcing import teacher_forced
 from pipeline.training.settings import pocket_config
 from tests.pipeline.conftest import stir

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from pipeline.attention import CachedAttention
 from pipeline.chunk import Chunk, Controls
 from pipeline.codec import pixels_to_frames, to_bytes
 from pipeline.config import CacheConfig, CodecConfig, ModelConfig, RegionConfig, SamplerConfig
@@ -15,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.kv_cache import KVCache
 from pipeline.prompts import Prompts
 from pipeline.sampler import clean_from_flow, draw_noise, levels, mix
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.tiny_codec import TinyDecoder, TinyEncoder
 from pipeline.wan import WanPair
 from pipeline.wan_codec import WanCodec

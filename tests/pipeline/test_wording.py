@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.attention import CachedAttention, turns
 from pipeline.chunk import Controls
 from pipeline.config import CacheConfig, ModelConfig
 from pipeline.engine import Engine
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, Student, turns
+from pipeline.student import Student
 from pipeline.wording import PastLatents, Wording, recache
 
 RED, BLUE = Controls("red ball"), Controls("blue ball")

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from pipeline.attention import Attend, attention
 from pipeline.config import ModelConfig
-from pipeline.student import Attend, Student, attention
+from pipeline.student import Student
 from pipeline.training.growth import can_grow, grow
 
 

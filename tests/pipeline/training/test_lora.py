@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.attention import CachedAttention
 from pipeline.config import ModelConfig
 from pipeline.kv_cache import KVCache
-from pipeline.student import CachedAttention, Student
+from pipeline.student import Student
 from pipeline.training.lora import Adapted, Adapters, adapt, merge
 from pipeline.training.settings import LoraSettings
 
