@@ -187,6 +187,7 @@ def generate(
         folders=_folders(),
     )
     _tell_licence(drawn_by)
+    _tell_steps(drawn_by, steps)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -404,6 +405,15 @@ def _tell_licence(model: Path | WanModel | None) -> None:
     """On standard error: what a program reads on standard output stays as it was."""
     if told := told_licence(model):
         err.print(escape(told), highlight=False, soft_wrap=True)
+
+
+def _tell_steps(model: Path | WanModel | None, steps: int | None) -> None:
+    """A file may be drawn in more passes than the model was made for, to compare: that is told and not refused."""
+    from pipeline.checks import untrained
+    from pipeline.weights import config_of
+
+    if steps is not None and (told := untrained(config_of(model), steps)):
+        err.print(escape(f"{told} Drawn in {steps} all the same."), highlight=False, soft_wrap=True)
 
 
 def _settings(**flags: Any) -> Settings:

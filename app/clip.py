@@ -4,6 +4,7 @@ A clip is written beside its place and renamed when it is whole, so a half-writt
 Knows no model.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,14 +51,41 @@ class ClipWriter:
 @contextmanager
 def write_clip(path: Path, fps: int) -> Iterator[ClipWriter]:
     """Raises AppError: `out_unwritable`, `disk_full`."""
-    if path.suffix.lower() not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise AppError("out_unwritable", f"{path.name} is not a kind of clip that can be written.", f"Use {known}.")
-    codec = FORMATS[path.suffix.lower()]
+    codec = _codec(path)
     with replacing(path) as part, av.open(str(part), "w", options=OPTIONS.get(codec, {})) as container:
         writer = ClipWriter(container, codec, fps)
         yield writer
         writer.finish()
+
+
+def _codec(path: Path) -> str:
+    if path.suffix.lower() not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise AppError("out_unwritable", f"{path.name} is not a kind of clip that can be written.", f"Use {known}.")
+    return FORMATS[path.suffix.lower()]
+
+
+def check_clip_place(path: Path) -> None:
+    """Whether a clip can be written there, told before there is one. Raises AppError: `out_unwritable`, `disk_full`."""
+    _codec(path)
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """The same of any file. Raises AppError: `out_unwritable`, `disk_full`."""
+    _beside(path).unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A new empty file in path's folder."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    os.close(handle)
+    return Path(name)
 
 
 @contextmanager
@@ -66,12 +94,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises AppError: `out_unwritable`, `disk_full`.
     """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    os.close(handle)
-    part = Path(name)
+    part = _beside(path)
     try:
         yield part
         part.chmod(0o666 & ~_umask())
@@ -119,6 +142,11 @@ def read_clip(
 def read_picture(path: Path, width: int, height: int) -> np.ndarray:
     """The first picture of an image or clip at this size, (height, width, 3). Raises AppError (`clip_unreadable`)."""
     return next(iter(read_clip(path, 1, width, height)))
+
+
+def check_source(path: Path) -> None:
+    """Whether a clip or a picture can be read, by its first picture. Raises AppError (`clip_unreadable`)."""
+    read_picture(path, 16, 16)
 
 
 def _unreadable(path: Path, why: str) -> AppError:

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from app.clip import read_clip, read_picture, replacing, write_clip
+from app.clip import check_clip_place, check_place, check_source, read_clip, read_picture, replacing, write_clip
 from app.errors import DENSE_ONLY
 from app.mailbox import opening
 from app.savings import Savings
@@ -76,8 +76,14 @@ def generate(
     seconds: None is as long as the clip, or DEFAULT_S without one. clip: the video to follow; the new one ends with it
     at the latest. image: a picture to begin with. latents: also keep what was decoded. show_tiles: tint those that were
     computed, of a model that can hold any. on_start hears the number of frames to come, None where only the clip's end
-    will tell; on_chunk that of each chunk.
+    will tell; on_chunk that of each chunk. What is to be read and where is to be written is looked at first.
     """
+    for source in (clip, image):
+        if source is not None:
+            check_source(source)
+    check_clip_place(out)
+    if latents is not None:
+        check_place(latents)
     engine = load(Stopwatch().trace)
     config = engine.config
     state, meter = engine.open(controls.seed), Meter()

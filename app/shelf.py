@@ -119,8 +119,9 @@ def drawing(row: Family, *, tiny: bool) -> tuple[Download, ...]:
 
 
 def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | None = None) -> list[Path]:
-    """Fetch a family's files and compare them with the hub's hashes.
+    """Fetch a family's files and compare them with the hub's hashes; what does not have its own is dropped.
 
+    One that lay here before is fetched anew at once. offline: only compare what is here, and change nothing.
     Raises AppError: `licence_not_accepted`, `model_not_pulled`, `hub_unreachable`, `hub_refused`, `hub_missing`,
     `disk_full`, `out_unwritable`, `download_damaged`.
     """
@@ -130,9 +131,15 @@ def pull(shelf: Shelf, row: Download, *, offline: bool = False, endpoint: str | 
     if offline:
         if not shelf.is_pulled(row):
             raise _not_pulled(shelf, row)
-    else:
-        _fetch(shelf, row, row.repo, endpoint)
-    return list(check_pulled(shelf, row))
+        return list(check_pulled(shelf, row))
+    held = shelf.pulled(row).keys()
+    _fetch(shelf, row, row.repo, endpoint)
+    wrong = _drop_damaged(shelf, row)
+    if wrong and wrong <= held:  # they lay here damaged; none of them is fetched a third time
+        return pull(shelf, row, endpoint=endpoint)
+    if wrong:
+        raise _damaged(row, min(wrong), "It was dropped. Pull again: that file begins anew.")
+    return list(shelf.pulled(row).values())
 
 
 def _fetch(shelf: Shelf, row: Download, repo: str, endpoint: str | None) -> None:
@@ -228,14 +235,31 @@ def check_pulled(shelf: Shelf, row: Download) -> Iterator[Path]:
     if not shelf.is_pulled(row):
         raise _not_pulled(shelf, row)
     for name, path in shelf.pulled(row).items():
-        content = path.resolve()
-        if not has_hash(content, content.name):
-            raise AppError(
-                "download_damaged",
-                f"{name} of {row.repo} does not have the hash that the hub names it by.",
-                f"Run `stillstream models remove {row.name}`, then pull it again.",
-            )
+        if _is_damaged(path):
+            raise _damaged(row, name, f"Pull again: `stillstream models pull {row.name}` fetches that file anew.")
         yield path
+
+
+def _is_damaged(path: Path) -> bool:
+    content = path.resolve()
+    return not has_hash(content, content.name)
+
+
+def _damaged(row: Download, name: str, remedy: str) -> AppError:
+    what = f"{name} of {row.repo} does not have the hash that the hub names it by."
+    return AppError("download_damaged", what, remedy)
+
+
+def _drop_damaged(shelf: Shelf, row: Download) -> set[str]:
+    """Take away a family's files that do not have their hash, and every link to them; returns their names."""
+    wrong = {name: path.resolve() for name, path in shelf.pulled(row).items() if _is_damaged(path)}
+    links = [link for link in shelf.repo(row).glob("snapshots/*/**/*") if link.resolve() in wrong.values()]
+    try:
+        for path in (*links, *wrong.values()):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _told(error, shelf, row) from error
+    return set(wrong)
 
 
 def convert(shelf: Shelf, row: Family, *, half: bool) -> bool:

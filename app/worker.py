@@ -60,7 +60,7 @@ EngineFactory = Callable[[Trace], EngineLike]
 class LoadEngine:
     """The real engine's factory; it pickles, and imports torch only when called.
 
-    steps: denoise passes, evenly spaced; None: those of the model. step_cache: what `Engine` takes.
+    steps: denoise passes, evenly spaced; None, or as many as the model has: its own. step_cache: what `Engine` takes.
     """
 
     model: Path | WanModel | None
@@ -91,7 +91,7 @@ class LoadEngine:
             lora_strength=self.lora_strength,
         )
         engine.step_cache = self.step_cache
-        if self.steps is not None:
+        if self.steps not in (None, len(engine.config.sampler.steps)):
             from pipeline.sampler import with_steps
 
             engine.config = with_steps(engine.config, self.steps)

@@ -75,6 +75,18 @@ def read_adapter(path: Path, shape: StudentConfig, *, entry: str | None = None) 
     return {layer: _pair(path, layer, part, layers[layer]) for layer, part in parts.items()}
 
 
+def read_adapters(paths: Sequence[Path], shape: StudentConfig) -> dict[str, Adapter]:
+    """Several, by their files' names. Raises PipelineError: those of `read_adapter`, `lora_twice`."""
+    adapters: dict[str, Adapter] = {}
+    for path in paths:
+        if path.stem in adapters:
+            raise PipelineError(
+                "lora_twice", f"Two files of low-rank weights are called {path.stem}.", "Rename one of them."
+            )
+        adapters[path.stem] = read_adapter(path, shape)
+    return adapters
+
+
 def _pair(path: Path, layer: str, part: dict[str, Tensor], size: tuple[int, int]) -> Pair:
     if "down" not in part or "up" not in part:
         raise _mismatch(path, f"{layer} has only one of its two halves")
@@ -140,18 +152,10 @@ class Worn:
 class Wardrobe:
     """A student's adapters by name, one of which is worn at a time; exchanged between chunks."""
 
-    def __init__(self, student: Student, paths: Sequence[Path]) -> None:
-        """Raises PipelineError: those of `read_adapter`, `lora_twice`."""
-        self.student = student
-        self.adapters: dict[str, Adapter] = {}
+    def __init__(self, student: Student, adapters: Mapping[str, Adapter]) -> None:
+        self.student, self.adapters = student, adapters
         self._now = ("", 0.0)
         self._worn: Worn | None = None
-        for path in paths:
-            if path.stem in self.adapters:
-                raise PipelineError(
-                    "lora_twice", f"Two files of low-rank weights are called {path.stem}.", "Rename one of them."
-                )
-            self.adapters[path.stem] = read_adapter(path, student.config)
 
     def wear(self, name: str, strength: float) -> tuple[str, float]:
         """Put on the one of this name ("": none), so strongly; returns what tells whether anything changed."""

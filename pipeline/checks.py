@@ -110,9 +110,13 @@ def _check_steps(steps: int, config: ModelConfig) -> None:
             f"{steps!r} denoise passes are not in 1 to {MOST_STEPS}.",
             "Choose one in that range, or 0 for the model's own.",
         )
-    if steps not in (0, len(config.sampler.steps)) and not config.sampler.any_steps:
-        raise PipelineError(
-            "steps_invalid",
-            f"{config.name} was made for {len(config.sampler.steps)} denoise passes and knows no other number.",
-            "Leave it at 0, the model's own.",
-        )
+    if steps and (told := untrained(config, steps)):
+        raise PipelineError("steps_invalid", told, "Leave it at 0, the model's own.")
+
+
+def untrained(config: ModelConfig, steps: int) -> str:
+    """That a model does not know so many denoise passes, in a sentence; empty if it does."""
+    own = len(config.sampler.steps)
+    if config.sampler.any_steps or steps == own:
+        return ""
+    return f"{config.name} was made for {own} denoise passes and knows no other number."

@@ -5,10 +5,11 @@ The folder appears whole or not at all. Knows neither the hub nor the table of f
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def convert(
     if lora is not None:
         weights = merged(weights, read_adapter(lora, shape, entry=lora_entry), strength)
     weights = {name: _stored(value, dtype) for name, value in weights.items()}
-    with replacing_folder(folder, sum(value.nbytes for value in weights.values())) as part:
+    wanted = sum(value.nbytes for value in weights.values())
+    with _no_empty_parents(folder), replacing_folder(folder, wanted) as part:
         save_torch_state_dict(weights, part, filename_pattern=_PATTERN)
         blank(shape).model.save_config(part)
         seal(part, made_from, rule)
@@ -88,6 +90,18 @@ def convert(
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return (value if dtype is None or not value.is_floating_point() else value.to(dtype)).contiguous()
+
+
+@contextmanager
+def _no_empty_parents(folder: Path) -> Iterator[None]:
+    """Of the folders that are made around this one none stays that is empty when the block ends."""
+    made = [each for each in folder.absolute().parents if not os.path.exists(each)]  # the innermost first
+    try:
+        yield
+    finally:
+        for each in made:
+            with suppress(OSError):  # something is in it
+                each.rmdir()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ clean latents, which writes keys and values -> decode. The engine owns no stream
 With regions, a `Plan` says which tiles are computed: their columns take the same way, and what is held fills them up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.adapters import Wardrobe
+from pipeline.adapters import Adapter, Wardrobe, read_adapters
 from pipeline.attention import CachedAttention
 from pipeline.checks import check
 from pipeline.chunk import Chunk, Controls
-from pipeline.codec import Codec, from_bytes, multiplies_bfloat16, pixels_to_frames, to_bytes
+from pipeline.codec import Codec, PocketCodec, from_bytes, multiplies_bfloat16, pixels_to_frames, to_bytes
 from pipeline.config import ModelConfig, WanModel
 from pipeline.kv_cache import KVCache
 from pipeline.plan import Plan
@@ -32,7 +32,7 @@ from pipeline.student import Modulations, Student
 from pipeline.text import Text
 from pipeline.tiles import Tiles
 from pipeline.wan import load_wan
-from pipeline.weights import load_parts, pocket_folder
+from pipeline.weights import config_of, load_parts, pocket_folder
 from pipeline.wording import PastLatents, coarsen, recache
 
 Trace = Callable[[str], AbstractContextManager[object]]
@@ -54,7 +54,7 @@ class Engine:
         *,
         device: str = "cpu",
         trace: Trace = no_trace,
-        loras: Sequence[Path] = (),
+        adapters: Mapping[str, Adapter] | None = None,
         lora_strength: float = 1.0,
         step_cache: float = 0.0,
     ) -> None:
@@ -63,7 +63,7 @@ class Engine:
         self.codec = codec.place(self.device)
         self.text = text.place(self.device)
         self.student = student.to(self.device)
-        self.wardrobe = Wardrobe(self.student, loras)
+        self.wardrobe = Wardrobe(self.student, adapters or {})
         self._level = lru_cache(maxsize=32)(self._level_of)  # chunk by chunk the passes have the same levels
         self.config = replace(config, loras=tuple(self.wardrobe.adapters), lora_strength=lora_strength)
 
@@ -80,16 +80,19 @@ class Engine:
     ) -> "Engine":
         """Load a model folder or a Wan model; None is the embedded pocket student. loras: low-rank weights to wear.
 
-        Raises PipelineError (see `weights.load_parts`, `wan.load_wan` and `adapters.read_adapter`).
+        These are read first, so that a wrong file is told before anything large is loaded.
+        Raises PipelineError (see `weights.load_parts`, `wan.load_wan` and `adapters.read_adapters`).
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        if isinstance(model, WanModel):
-            return cls(*load_wan(model, device), device=device, trace=trace, loras=loras, lora_strength=lora_strength)
-        config, codec, text, student = load_parts(model or pocket_folder())
-        if device == "cpu" and multiplies_bfloat16():
+        adapters = read_adapters(loras, config_of(model).student)
+        parts = load_wan(model, device) if isinstance(model, WanModel) else load_parts(model or pocket_folder())
+        config, codec, text, student = parts
+        if device == "cpu" and isinstance(codec, PocketCodec) and multiplies_bfloat16():
             codec.narrow()
-        return cls(config, codec, text, student, device=device, trace=trace, loras=loras, lora_strength=lora_strength)
+        return cls(
+            config, codec, text, student, device=device, trace=trace, adapters=adapters, lora_strength=lora_strength
+        )
 
     def warm_up(self) -> None:
         """Run every stage, so that the first viewer does not pay for allocations."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.codec import PocketCodec
-from pipeline.config import ModelConfig, StudentConfig, load_config
+from pipeline.config import ModelConfig, StudentConfig, WanModel, load_config
 from pipeline.errors import PipelineError
 from pipeline.fit import blank, difference
 from pipeline.layout import RECORD, difference_of_shape, not_ours
@@ -29,6 +29,14 @@ _DIFFUSERS_NAME = "diffusion_pytorch_model"
 def pocket_folder() -> Path:
     """Where the embedded model lives."""
     return Path(str(files("pipeline.pocket")))
+
+
+def config_of(model: Path | WanModel | None) -> ModelConfig:
+    """How a model is run, before anything of it is loaded; None is the embedded one.
+
+    Raises PipelineError: `config_missing`, `config_invalid`.
+    """
+    return model.config if isinstance(model, WanModel) else load_config((model or pocket_folder()) / "config.json")
 
 
 def load_parts(folder: Path) -> tuple[ModelConfig, PocketCodec, TextEncoder, Student]:

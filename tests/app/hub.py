@@ -45,8 +45,11 @@ def serving(
     asked: list[tuple[str, str]] | None = None,
     sent: list[int] | None = None,
     halfway: Callable[[], None] = lambda: None,
+    wrong: frozenset[str] = frozenset(),
 ) -> Iterator[str]:
     """The address of a hub with these repos. breaks_off: each file's first answer ends in its middle.
+
+    wrong: files whose bytes are not those that they are named by.
 
     asked: is told each file that is fetched, and from where on, as the Range header has it; sent: how many bytes of it
     were. halfway: is called in the middle of each.
@@ -94,6 +97,7 @@ def serving(
                 asked.append((name, self.headers.get("Range", "")))
             torn = breaks_off and self.command == "GET" and name not in answered
             answered.add(name if self.command == "GET" else "")
+            content = content[::-1] if name in wrong else content
             self._say(206 if start else 200, content[start:], headers, torn=torn, halfway=halfway)
 
         def _say(

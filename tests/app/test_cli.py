@@ -7,20 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from app import cli
 from app.clip import read_clip
 from app.clip import write_clip as write_video
 from pipeline.training.precomputed import UNPROMPTED, write_clip, write_unprompted
-from tests.app.tiny import TINY
+from tests.app.tiny import TINY, write_tiny_model
+from tests.pipeline.published import peft_lora
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("STILLSTREAM_")}
@@ -118,6 +120,24 @@ def test_weights_that_are_missing_or_damaged_are_one_clear_line(
     assert list(tmp_path.iterdir()) == [model]
 
 
+def test_low_rank_weights_of_other_shapes_are_one_clear_line_and_leave_no_server(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.safetensors"
+    save_file(peft_lora(["blocks.0.attn1.to_q"], {"blocks.0.attn1.to_q.weight": torch.Size((48, 24))}), wrong)
+    # Its output ends when the last process that holds it has ended, the worker among them.
+    ended = _run("serve", "--port", "0", "--model", str(tiny_model), "--lora", str(wrong), cwd=tmp_path)
+
+    assert _is_one_line(ended, "lora_mismatch"), ended.stderr
+    assert "takes 24x24, the file has 48x3 times 3x24" in ended.stderr
+    assert list(tmp_path.iterdir()) == [wrong]
+    assert len(ended.stderr.splitlines()) == 1
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", ended.stdout)
+    assert found is not None, "the page is there while the model loads"
+    with socket.socket() as caller, pytest.raises(ConnectionRefusedError):
+        caller.connect(("127.0.0.1", int(found[1])))
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [(("--input", "notes.mp4"), "clip_unreadable"), (("--device", "abacus"), "device_unusable")],
@@ -142,6 +162,34 @@ def test_a_clip_is_written_and_the_same_seed_makes_the_same_latents(tiny_model: 
 
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert len(list(read_clip(tmp_path / "one.mp4", TINY.fps, TINY.width, TINY.height))) == 8
+
+
+def test_passes_that_a_model_was_not_made_for_are_drawn_and_told_and_its_own_number_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "calm_openmp", lambda threads: None)
+    uneven = replace(TINY, sampler=replace(TINY.sampler, steps=(1000, 600)))
+    free = replace(uneven, sampler=replace(uneven.sampler, any_steps=True))
+    for name, config in (("made-for-two", uneven), ("free", free)):
+        write_tiny_model(tmp_path / name, replace(config, name=name))
+
+    def drawn(model: str, *words: str) -> tuple[bytes, str]:
+        latents, out = tmp_path / "latents.safetensors", str(tmp_path / "clip.mp4")
+        line = ("generate", "--prompt", "ball", "--seconds", "0.25", "--threads", "1", "--out", out, *words)
+        ended = CliRunner().invoke(cli.app, [*line, "--model", str(tmp_path / model), "--latents", str(latents)])
+        assert ended.exit_code == 0, ended.output
+        return latents.read_bytes(), ended.stderr
+
+    told = "made-for-two was made for 2 denoise passes and knows no other number. Drawn in 9 all the same.\n"
+    own, said = drawn("made-for-two")
+    assert "passes" not in said
+    same, said = drawn("made-for-two", "--steps", "2")
+    assert same == own and "passes" not in said
+    for more in ((), ("--step-cache", "0.1")):
+        other, said = drawn("made-for-two", "--steps", "9", *more)
+        assert other != own and said.startswith(told)
+    other, said = drawn("free", "--steps", "9")
+    assert other != own and "passes" not in said
 
 
 def test_a_clip_keeps_closer_to_a_fast_video_where_that_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:

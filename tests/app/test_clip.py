@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from app.clip import read_clip, replacing, write_clip
 from app.errors import DENSE_ONLY, AppError
 from app.generate import generate
+from app.worker import Trace
 from pipeline.chunk import Chunk, Controls
 from tests.app.fakes import CONFIG, FakeEngine, FakeState, load_fake
 from tests.limits import no_file_larger_than
@@ -101,6 +102,34 @@ def test_a_disk_that_runs_full_under_a_clip_or_its_latents_is_told_and_nothing_s
             write()
         assert error.value.code == "disk_full"
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "named"),
+    [
+        ({"image": "none.png"}, "clip_unreadable", "none.png"),
+        ({"image": "notes.png"}, "clip_unreadable", "notes.png"),
+        ({"clip": "notes.png"}, "clip_unreadable", "notes.png"),
+        ({"clip": "."}, "clip_unreadable", "directory"),
+        ({"out": "missing/clip.mp4"}, "out_unwritable", "missing"),
+        ({"out": "clip.txt"}, "out_unwritable", "clip.txt"),
+        ({"out": "folder.mp4"}, "out_unwritable", "is a directory"),
+        ({"latents": "missing/l.safetensors"}, "out_unwritable", "missing"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_before_the_model_is_loaded(
+    files: dict[str, str], code: str, named: str, tmp_path: Path
+) -> None:
+    def load(trace: Trace) -> FakeEngine:
+        raise AssertionError("nothing is loaded")
+
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "folder.mp4").mkdir()
+    places = {name: tmp_path / place for name, place in ({"out": "clip.mp4"} | files).items()}
+    with pytest.raises(AppError) as error:
+        generate(load, Controls("a red ball"), 0.5, places.pop("out"), **places)  # type: ignore[arg-type]
+    assert error.value.code == code and named in error.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.mp4", "notes.png"]
 
 
 def test_a_clip_that_breaks_off_leaves_the_old_one_whole(tmp_path: Path) -> None:

@@ -36,12 +36,12 @@ def test_other_faults_stay_what_they_are() -> None:
     assert memory_short(ValueError("out of range")) is None
 
 
-def test_the_command_line_says_it_in_one_line() -> None:
+def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     script = (
         "import sys, app.generate, app.cli\n"
         "from tests.app.fakes import load_too_much\n"
         "app.cli.LoadEngine = lambda *words, **named: load_too_much\n"
-        "sys.argv = ['stillstream', 'generate', '--prompt', 'a red ball', '--out', '/nowhere/clip.mp4']\n"
+        f"sys.argv = ['stillstream', 'generate', '--prompt', 'a red ball', '--out', {str(tmp_path / 'clip.mp4')!r}]\n"
         "app.cli.main()\n"
     )
     ended = subprocess.run(
@@ -55,3 +55,4 @@ def test_the_command_line_says_it_in_one_line() -> None:
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines()[-1].startswith("memory_short: Memory ran out: 1.50 GiB more")
     assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -289,6 +289,48 @@ def test_the_embedded_student_needs_no_pull(shelf: Shelf) -> None:
     assert shelves.pull(shelf, family("pocket")) == []
 
 
+def test_a_file_that_comes_with_another_hash_is_dropped_and_the_next_pull_fetches_it_alone(
+    shelf: Shelf,
+) -> None:
+    row, asked = family("longlive"), list[tuple[str, str]]()
+    files = {"models/lora.pt": BYTES[:9000], "models/longlive_base.pt": BYTES}
+    licences.accept(shelf.licences, [row])
+    repo = {row.repo or "": files}
+    with serving(repo, asked=asked, wrong=frozenset({"models/longlive_base.pt"})) as endpoint:
+        error = refusal(lambda: shelves.pull(shelf, row, endpoint=endpoint), "download_damaged")
+    assert "models/longlive_base.pt" in error.message and "Pull again" in error.remedy
+    assert len(asked) == 2, "what came damaged is not asked for again at once"
+    assert list(shelf.pulled(row)) == ["models/lora.pt"]
+    assert [path.stat().st_size for path in shelf.repo(row).glob("blobs/*")] == [9000]
+    assert not any(path.is_symlink() and not path.exists() for path in shelf.hub.rglob("*"))
+    asked.clear()
+    with serving(repo, asked=asked) as endpoint:
+        assert [path.read_bytes() for path in shelves.pull(shelf, row, endpoint=endpoint)] == [BYTES, BYTES[:9000]]
+    assert asked == [("models/longlive_base.pt", "")]
+
+
+def test_a_file_that_lies_damaged_in_the_cache_is_told_offline_and_fetched_anew_by_a_pull(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, strerror(errno.EROFS))
+
+    with serving(HUB) as endpoint:
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    path.write_bytes(BYTES[::-1])
+    for look in (lambda: shelves.pull(shelf, ROW, offline=True), lambda: list(shelves.check_pulled(shelf, ROW))):
+        assert f"models pull {ROW.name}" in refusal(look, "download_damaged").remedy
+        assert path.read_bytes() == BYTES[::-1]
+    asked = list[tuple[str, str]]()
+    with serving(HUB, asked=asked) as endpoint:
+        with monkeypatch.context() as locked:
+            locked.setattr(Path, "unlink", read_only)
+            refusal(lambda: shelves.pull(shelf, ROW, endpoint=endpoint), "out_unwritable")
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert path.read_bytes() == BYTES
+    assert asked == [(ROW.files[0], "")]
+
+
 def test_one_changed_byte_in_the_hubs_cache_is_found(shelf: Shelf) -> None:
     row = family("anyflow-far")
     files = {"transformer/config.json": b"{}", "transformer/diffusion_pytorch_model.safetensors": BYTES}
@@ -348,8 +390,12 @@ def test_what_was_damaged_on_its_way_is_not_converted(
     cached(shelf.hub, row.repo or "", {row.files[0]: content})
     shelf.pulled(row)[row.files[0]].write_bytes(damage(content))
     licences.accept(shelf.licences, [row])
-    assert "pull it again" in refusal(lambda: shelves.convert(shelf, row, half=False), "download_damaged").remedy
+    error = refusal(lambda: shelves.convert(shelf, row, half=False), "download_damaged")
+    assert error.remedy == f"Pull again: `stillstream models pull {row.name}` fetches that file anew."
     assert not shelf.models.exists()
+    with serving({row.repo or "": {row.files[0]: content}}) as endpoint:
+        shelves.pull(shelf, row, endpoint=endpoint)
+    assert shelves.convert(shelf, row, half=False)
 
 
 def test_removing_one_family_leaves_another_of_the_same_repo(shelf: Shelf) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.adapters import Worn, merged, read_adapter
+from pipeline.adapters import Worn, merged, read_adapter, read_adapters
 from pipeline.chunk import Controls
 from pipeline.config import ModelConfig
 from pipeline.engine import Engine
@@ -160,7 +160,7 @@ def test_levels_are_read_anew_once_low_rank_weights_are_worn_that_read_them(engi
     path = tmp_path / "late.safetensors"
     save_file(peft_lora(["condition_embedder.time_embedder.linear_1"], shapes), path)
     parts = (engine.config, engine.codec, engine.text, engine.student)
-    ours, twin = (Engine(*parts, loras=[path]) for _ in range(2))
+    ours, twin = (Engine(*parts, adapters=read_adapters([path], engine.config.student)) for _ in range(2))
     twin._level = twin._level_of  # type: ignore[assignment]
 
     def stream(who: Engine, *worn: float) -> list[np.ndarray]:

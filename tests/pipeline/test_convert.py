@@ -275,7 +275,7 @@ def test_a_disk_that_runs_full_leaves_nothing_and_what_was_there_before_stays(
     made, shelf = tmp_path / "shelf" / "made", tmp_path / "shelf"
     with no_file_larger_than(20_000):
         refusal(lambda: convert(source, made, shape), "disk_full")
-    assert list(shelf.iterdir()) == []
+    assert not shelf.exists(), "the folder around it was made for it"
     convert(source, made, shape)
     before = json.loads((made / RECORD).read_text())
     with no_file_larger_than(20_000):
@@ -293,7 +293,10 @@ def test_a_disk_that_is_too_small_is_told_with_the_numbers(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     error = refusal(lambda: convert(source, tmp_path / "shelf" / "made", shape), "disk_full")
     assert "are to be written, 0.0 GB are free" in error.message
-    assert list((tmp_path / "shelf").iterdir()) == []
+    assert not (tmp_path / "shelf").exists()
+    (tmp_path / "shelf").mkdir()
+    refusal(lambda: convert(source, tmp_path / "shelf" / "new" / "made", shape), "disk_full")
+    assert list((tmp_path / "shelf").iterdir()) == [], "what was there before stays, empty as it is"
 
 
 def test_a_place_that_cannot_be_written_is_told(

@@ -4,20 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.chunk import Chunk, Controls
 from pipeline.codec import CodecMemory, PocketCodec, frames_to_pixels, pixels_to_frames
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, WanModel
 from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.state import StreamState
 from pipeline.student import Student
 from pipeline.text import TextEncoder
+from tests.pipeline.published import peft_lora
 
 RED = Controls(prompt="red ball")
 
@@ -406,3 +409,27 @@ def test_an_open_gate_of_the_pass_before_stays_open_in_anchored_passes(open_gate
     engine = Engine(config, open_gate.codec, open_gate.text, open_gate.student)
     first, *later = run(engine, engine.open(7), *[RED] * 4)
     assert all(np.array_equal(chunk.latents_TCHW, first.latents_TCHW) for chunk in later)
+
+
+@pytest.mark.parametrize("on_wan", [False, True])
+def test_low_rank_weights_that_cannot_be_worn_are_told_before_the_model_is_loaded(
+    on_wan: bool, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("nothing is loaded")
+
+    monkeypatch.setattr("pipeline.engine.load_parts", load)
+    monkeypatch.setattr("pipeline.engine.load_wan", load)
+    nowhere = tmp_path / "nowhere"
+    model = WanModel(config, nowhere, nowhere, nowhere, nowhere) if on_wan else None
+    wrong, text = tmp_path / "wrong.safetensors", tmp_path / "text.safetensors"
+    save_file(peft_lora(["blocks.0.attn1.to_q"], {"blocks.0.attn1.to_q.weight": torch.Size((7, 5))}), wrong)
+    text.write_text("no weights")
+    for paths, code in (
+        ([nowhere], "checkpoint_missing"),
+        ([text], "checkpoint_damaged"),
+        ([wrong], "lora_mismatch"),
+    ):
+        with pytest.raises(PipelineError) as error:
+            Engine.load(model, loras=paths)
+        assert error.value.code == code and str(paths[0]) in error.value.message
