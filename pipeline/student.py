@@ -2,8 +2,9 @@
 its `AnyFlowFARTransformer3DModel`, which has two more: patches for older frames, and an embedding of a pass's end.
 
 The forward is one loop over layers; who may look at whom is decided by the `attend` object handed in: the stream's
-KV cache at inference (`CachedAttention`), whole clips side by side in training (`training/forcing.py`). Sizes come from
-the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules and codecs.
+KV cache at inference (`attention.CachedAttention`), whole clips side by side in training (`training/forcing.py`). Sizes
+come from the config, so a pocket student and a Wan checkpoint run through the same lines. Knows nothing of schedules
+and codecs.
 """
 
 import inspect
