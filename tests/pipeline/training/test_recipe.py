@@ -158,7 +158,7 @@ def test_a_model_without_a_gate_gets_one_that_is_nearly_shut(trained: Path, sett
     grown = Student(size)
     grown.load_state_dict({name.removeprefix("student."): v for name, v in weights.items() if "student." in name})
     tokens, like = torch.randn(1, 12, size.num_attention_heads * size.attention_head_dim), torch.zeros(1, 2, 8, 4, 6)
-    modulation = torch.randn(1, 1, 1, tokens.shape[-1])
+    modulation = torch.randn(1, 1, 2, tokens.shape[-1])
     with torch.no_grad():
         clean, gate = grown.head(tokens, modulation, like).split((8, 1), 2)
         torch.testing.assert_close(clean, student.head(tokens, modulation, like), atol=2e-3, rtol=0)
