@@ -1,11 +1,13 @@
 """Models are fetched whole or not at all, checked by their hashes, converted, and taken away without harm to others."""
 
 import errno
+import io
 import logging
 import os
 import random
 import shutil
 import signal
+import sys
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -67,6 +69,15 @@ def test_a_pull_fetches_what_the_row_names_and_nothing_else(shelf: Shelf) -> Non
     assert shelves.pull(shelf, ROW, offline=True) == paths
     assert list(shelf.pulled(ROW)) == ["checkpoints/self_forcing_dmd.pt"]
     assert leftovers(shelf) == []
+
+
+def test_a_pull_shows_on_a_terminal_how_far_each_file_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with serving(HUB) as endpoint:
+        shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert "self_forcing_dmd.pt: 100%" in terminal.getvalue()
 
 
 def test_a_connection_that_breaks_off_goes_on_behind_the_last_whole_piece_and_the_hubs_own_lines_stay_away(

@@ -1,13 +1,16 @@
 """The whole journey of a chunk, seen from a browser: a real server, the embedded student, a real Chromium."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import WebSocketRoute
 
 from tests.e2e.running import Server
 from tests.e2e.viewer import COLUMNS, ROWS, Viewer, wait_until
@@ -265,6 +268,49 @@ def test_a_refused_message_is_shown_in_the_server_s_words(open_page: OpenPage) -
     wait_until(lambda: "strength" in viewer.trouble, "the server's answer")
     assert "{" not in viewer.trouble
     viewer.wait_for_frames()
+
+
+def test_passes_are_offered_where_the_model_takes_any_number_and_reach_the_server(open_page: OpenPage) -> None:
+    page = (viewer := open_page()).page
+    page.click("#start")
+    viewer.wait_for_state("live")
+    assert page.is_hidden("#steps-part"), "the embedded student was made for four"
+    sent: list[dict[str, Any]] = []
+    heard: list[dict[str, Any]] = []
+
+    def between(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+
+        def down(text: str | bytes) -> None:
+            message = json.loads(text)
+            heard.append(message)
+            if message["kind"] == "welcome":
+                message["model"]["any_steps"] = True
+            socket.send(json.dumps(message))
+
+        def up(text: str | bytes) -> None:
+            sent.append(json.loads(text))
+            server.send(text)
+
+        server.on_message(down)
+        socket.on_message(up)
+
+    def acked(steps: int) -> bool:
+        page.wait_for_timeout(50)  # messages are only handed over while Playwright runs
+        acks = {message["id"] for message in heard if message["kind"] == "ack"}
+        return any(message.get("steps") == steps and message["id"] in acks for message in sent)
+
+    page.route_web_socket("**", between)
+    page.reload()
+    page.click("#start")
+    viewer.wait_for_state("live")
+    assert page.is_visible("#steps-part")
+    assert page.inner_text("#steps-value") == "the model's own"
+    page.fill("#steps", "4")
+    wait_until(lambda: acked(4), "four passes")
+    assert page.inner_text("#steps-value") == "4"
+    page.fill("#steps", "8")  # which the student behind the welcome does not take
+    wait_until(lambda: "knows no other number" in viewer.trouble, "the server's sentence")
 
 
 def test_a_picture_begins_the_stream_and_what_is_none_is_said_while_it_goes_on(open_page: OpenPage) -> None:

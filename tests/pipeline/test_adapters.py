@@ -1,6 +1,7 @@
 """Low-rank weights in every usual file: merged, worn at a strength that changes, exchanged and taken off."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,44 @@ def test_a_stream_takes_a_change_up_with_its_next_chunk(
     assert np.array_equal(plain[0], changed[0])
     assert abs(plain[1] - changed[1]).max() > 1e-3
     assert all(map(np.array_equal, stream(None), plain))
+
+
+def test_a_stream_whose_low_rank_weights_are_exchanged_chunk_by_chunk_equals_one_whose_student_is_exchanged(
+    thin: dict[str, Tensor], engine: Engine, config: ModelConfig, tmp_path: Path
+) -> None:
+    """The twin goes on with another student each chunk: one with just those weights merged in, which makes the prompt's
+    keys and values itself."""
+    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    save_file(thin, paths[0])
+    save_file({name: -2 * value if "lora_B" in name else value for name, value in thin.items()}, paths[1])
+    adapters = {path.stem: read_adapter(path, config.student) for path in paths}
+    weights = {name: value.clone() for name, value in engine.student.model.state_dict().items()}
+    parts = (engine.config, engine.codec, engine.text)
+    ours = Engine(*parts, engine.student, loras=paths)
+    state, twin = ours.open(7), ours.open(7)
+    for name, strength in (("", 1.0), ("one", 1.0), ("one", 3.0), ("two", 3.0), ("two", 0.0), ("", 1.0)):
+        made = ours.step(state, Controls("red ball", lora=name, lora_strength=strength)).latents_TCHW
+        merged_in = merged(weights, adapters[name], strength) if name else weights
+        other = Engine(*parts, of(engine.student, config, merged_in))
+        if twin.text is not None:
+            with torch.inference_mode():
+                twin.text = other.student.text_kv(engine.text.embed("red ball"))
+        wanted = other.step(twin, Controls("red ball")).latents_TCHW
+        np.testing.assert_allclose(made, wanted, atol=2e-4, rtol=2e-4, err_msg=f"{name} at {strength}")
+
+
+def test_with_regions_an_exchange_computes_all(thin: dict[str, Tensor], engine: Engine, tmp_path: Path) -> None:
+    save_file(thin, tmp_path / "one.safetensors")
+    ours = Engine(engine.config, engine.codec, engine.text, engine.student, loras=[tmp_path / "one.safetensors"])
+    state, settled = ours.open(7), []
+    bare = Controls("red ball", regions=0.5)
+    worn = replace(bare, lora="one", lora_strength=3.0)
+    for controls in (bare, bare, worn, worn, replace(worn, lora_strength=1.0), bare, bare):
+        chunk = ours.step(state, controls)
+        assert state.regions is not None
+        settled.append(state.regions.since)
+        assert settled[-1] or chunk.active_HW is None
+    assert settled == [0, 1, 0, 1, 0, 0, 1]
 
 
 def test_levels_are_read_anew_once_low_rank_weights_are_worn_that_read_them(engine: Engine, tmp_path: Path) -> None:

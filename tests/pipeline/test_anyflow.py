@@ -309,6 +309,24 @@ def test_the_first_chunk_is_one_picture_and_a_start_picture_is_all_of_it(student
         assert np.array_equal(made.frames_THWC, fresh.frames_THWC)
 
 
+def test_a_tall_picture_has_a_coarse_past_too(pair: WanPair) -> None:
+    width, height = 320, 576
+    small = replace(SHAPE, num_attention_heads=1, num_layers=1)
+    torch.manual_seed(0)
+    student = Student(small).eval().requires_grad_(False)
+    stir(student, 0.2)
+    config = replace(TINY, width=width, height=height, student=small)
+    engine = Engine(config, pair, Prompts(read, 4), student)
+    state = engine.open(7)
+    for count in (1, 12, 12, 12):
+        chunk = engine.step(state, replace(RED, steps=1))
+        assert chunk.frames_THWC.shape == (count, height, width, 3)
+        assert np.isfinite(chunk.latents_TCHW).all()
+    coarse = state.cache.coarse
+    assert coarse is not None and coarse.written == 4
+    assert coarse.keys.shape[3] == width * height // 32**2
+
+
 def test_half_precision_and_layers_in_bytes_go_through_all_of_it(
     student: Student, pair: WanPair, tmp_path: Path
 ) -> None:

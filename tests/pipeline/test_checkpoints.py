@@ -14,7 +14,7 @@ from pipeline.bases import WAN_LARGE, WAN_SMALL
 from pipeline.checkpoints import own_name, read_checkpoint, unwrap, weight_name
 from pipeline.config import StudentConfig
 from pipeline.errors import PipelineError
-from pipeline.fit import blank
+from pipeline.fit import blank, fit
 from tests.pipeline.published import own_layout
 
 HERE = Path("some.pt")
@@ -28,6 +28,44 @@ def test_every_name_of_wans_own_code_becomes_the_one_that_diffusers_gives_it(sha
     theirs = list(convert_wan_transformer_to_diffusers(dict(own)))
     assert [weight_name(name) for name in own] == theirs
     assert set(theirs) == set(ours)
+
+
+def published_sizes(layers: int, dim: int, hidden: int, wide: int = 4096) -> dict[str, tuple[int, ...]]:
+    """Names and sizes of Wan 2.1's own text-to-video checkpoints, written out; nothing here is asked of our modules."""
+
+    def linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+    sizes = {"patch_embedding.weight": (dim, 16, 1, 2, 2), "patch_embedding.bias": (dim,)}
+    sizes |= linear("text_embedding.0", dim, wide) | linear("text_embedding.2", dim, dim)
+    sizes |= linear("time_embedding.0", dim, 256) | linear("time_embedding.2", dim, dim)
+    sizes |= linear("time_projection.1", 6 * dim, dim)
+    sizes |= linear("head.head", 64, dim) | {"head.modulation": (1, 2, dim)}
+    for block in (f"blocks.{index}" for index in range(layers)):
+        for attention in (f"{block}.self_attn", f"{block}.cross_attn"):
+            for part in "qkvo":
+                sizes |= linear(f"{attention}.{part}", dim, dim)
+            sizes |= {f"{attention}.norm_q.weight": (dim,), f"{attention}.norm_k.weight": (dim,)}
+        sizes |= {f"{block}.norm3.weight": (dim,), f"{block}.norm3.bias": (dim,), f"{block}.modulation": (1, 6, dim)}
+        sizes |= linear(f"{block}.ffn.0", hidden, dim) | linear(f"{block}.ffn.2", dim, hidden)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "numbers"),
+    [
+        (WAN_SMALL, published_sizes(30, 1536, 8960), 1_418_996_800),
+        (WAN_LARGE, published_sizes(40, 5120, 13824), 14_288_491_584),
+    ],
+    ids=["1.3B", "14B"],
+)
+def test_the_published_lists_of_names_and_sizes_fit_the_real_shapes_to_the_last_one(
+    shape: StudentConfig, sizes: dict[str, tuple[int, ...]], numbers: int
+) -> None:
+    held = {name: torch.empty(size, device="meta") for name, size in sizes.items()}
+    assert len(held) == 27 * shape.num_layers + 15
+    assert sum(value.numel() for value in held.values()) == numbers
+    assert len(fit(unwrap(held, None, HERE), shape, HERE)) == len(held)
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,9 @@ def test_where_the_text_encoder_is_asked_to_be_there_is_no_other_way() -> None:
 def test_every_family_can_be_reckoned_at_several_sizes(row: Family) -> None:
     sizes = [
         plan(row, Setup(width=width, height=height)).device
-        for width, height in ((320, 192), (512, 512), (832, 480), (480, 832))
+        for width, height in ((320, 192), (320, 576), (512, 512), (832, 480), (480, 832))
     ]
-    assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[3] == sizes[4]
 
 
 def test_what_fits_is_chosen_and_the_text_encoder_gives_way_first() -> None:
@@ -268,3 +268,16 @@ def test_a_size_that_does_not_divide_into_tokens_is_refused_with_one_that_does(w
         plan(family("self-forcing"), Setup(width=width, height=height))
     assert refused.value.code == "size_invalid"
     assert "multiples of 16" in refused.value.remedy
+
+
+@pytest.mark.parametrize("row", [row for row in FAMILIES if row.layout == "wan"], ids=lambda row: row.name)
+def test_a_multiple_of_16_is_enough_but_for_those_with_a_coarse_past_which_say_32(row: Family) -> None:
+    setup = Setup(width=528, height=496)
+    if not row.coarse:
+        assert plan(row, setup).device > 0
+        assert row.config(528, 496).latent_size == (62, 66)
+        return
+    with pytest.raises(PipelineError) as refused:
+        plan(row, setup)
+    assert refused.value.code == "size_invalid"
+    assert refused.value.remedy == "Choose multiples of 32, such as 512x480."

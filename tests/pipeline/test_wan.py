@@ -313,7 +313,7 @@ def test_held_tiles_keep_their_pixels_whichever_the_codec_is(
     [(832, 480), (480, 832), (512, 512), (320, 576), (80, 48)],
 )
 def test_a_stream_has_the_size_that_was_asked_for(config: ModelConfig, width: int, height: int) -> None:
-    """A layer of few channels: the shapes are those of the real model, and its time is not."""
+    """A layer of few channels: the shapes are those of the real model, and its time is not. Tiles are 32 pixels."""
     torch.manual_seed(5)
     vae = AutoencoderKLWan(
         base_dim=2, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
@@ -332,11 +332,16 @@ def test_a_stream_has_the_size_that_was_asked_for(config: ModelConfig, width: in
     engine = Engine(sized, codec, Prompts(read, 6), Student(small).eval().requires_grad_(False))
     state = engine.open(7)
     for count in (1, 4):
-        chunk = engine.step(state, replace(RED, strength=0.7), pictures(sized, count))
+        chunk = engine.step(state, replace(RED, strength=0.7, regions=0.5), pictures(sized, count))
         assert chunk.frames_THWC.shape == (count, height, width, 3)
         assert chunk.latents_TCHW.shape == (1, 4, height // 8, width // 8)
         assert np.isfinite(chunk.latents_TCHW).all() and np.ptp(chunk.frames_THWC) > 0
-    assert (sized.tiles is None) == (width == 80)
+    assert sized.tiles == (None if width == 80 else (height // 32, width // 32))
+    if sized.tiles:
+        painted = engine.step(state, replace(RED, paint="1" + "0" * (height * width // 32**2 - 1)))
+        assert painted.active_HW is not None and painted.active_HW.sum() == 1
+        assert np.array_equal(painted.frames_THWC[-1][96:, 96:], chunk.frames_THWC[-1][96:, 96:])
+        assert not np.array_equal(painted.frames_THWC[-1][:32, :32], chunk.frames_THWC[-1][:32, :32])
 
 
 def test_half_precision_goes_through_all_of_it(config: ModelConfig, pair: WanPair) -> None:

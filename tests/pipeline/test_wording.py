@@ -61,12 +61,14 @@ def test_a_glide_of_one_chunk_is_a_cut(engine: Engine) -> None:
     assert (made[0] == made[1]).all()
 
 
+@pytest.mark.parametrize("keeps", [1, 0.6])
 @pytest.mark.parametrize("chunks", [1, 2, 3, 7])
 @pytest.mark.parametrize("rule", ["window", "stream"])
 def test_a_rewritten_past_equals_a_run_from_scratch_on_the_same_latents(
-    student: Student, config: ModelConfig, chunks: int, rule: Literal["window", "stream"]
+    student: Student, config: ModelConfig, chunks: int, rule: Literal["window", "stream"], keeps: float
 ) -> None:
-    config = replace(config, cache=CacheConfig(sink=2, window=4, positions=rule))
+    """Also where the sink had taken in what left the window: it begins again with the stream's first frames."""
+    config = replace(config, cache=CacheConfig(sink=2, window=4, positions=rule, sink_keeps=keeps))
     generator = torch.Generator().manual_seed(2)
     red, blue = (student.text_kv(torch.randn(1, 6, config.student.text_dim, generator=generator)) for _ in range(2))
     clip = torch.randn(1, 2 * chunks, 4, *config.latent_size, generator=generator)
