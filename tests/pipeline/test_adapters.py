@@ -166,7 +166,7 @@ def test_a_stream_whose_low_rank_weights_are_exchanged_chunk_by_chunk_equals_one
     adapters = {path.stem: read_adapter(path, config.student) for path in paths}
     weights = {name: value.clone() for name, value in engine.student.model.state_dict().items()}
     parts = (engine.config, engine.codec, engine.text)
-    ours = Engine(*parts, engine.student, loras=paths)
+    ours = Engine(*parts, engine.student, adapters=adapters)
     state, twin = ours.open(7), ours.open(7)
     for name, strength in (("", 1.0), ("one", 1.0), ("one", 3.0), ("two", 3.0), ("two", 0.0), ("", 1.0)):
         made = ours.step(state, Controls("red ball", lora=name, lora_strength=strength)).latents_TCHW
@@ -181,7 +181,8 @@ def test_a_stream_whose_low_rank_weights_are_exchanged_chunk_by_chunk_equals_one
 
 def test_with_regions_an_exchange_computes_all(thin: dict[str, Tensor], engine: Engine, tmp_path: Path) -> None:
     save_file(thin, tmp_path / "one.safetensors")
-    ours = Engine(engine.config, engine.codec, engine.text, engine.student, loras=[tmp_path / "one.safetensors"])
+    adapters = read_adapters([tmp_path / "one.safetensors"], engine.config.student)
+    ours = Engine(engine.config, engine.codec, engine.text, engine.student, adapters=adapters)
     state, settled = ours.open(7), []
     bare = Controls("red ball", regions=0.5)
     worn = replace(bare, lora="one", lora_strength=3.0)
