@@ -251,12 +251,16 @@ def _damaged(row: Download, name: str, remedy: str) -> AppError:
 
 
 def _drop_damaged(shelf: Shelf, row: Download) -> set[str]:
-    """Take away a family's files that do not have their hash, and every link to them; returns their names."""
+    """Take away a family's files that do not have their hash, and every link to them; returns their names.
+
+    A file that only a link of the user's own leads to, outside of the cache, stays.
+    """
     wrong = {name: path.resolve() for name, path in shelf.pulled(row).items() if _is_damaged(path)}
     links = [link for link in shelf.repo(row).glob("snapshots/*/**/*") if link.resolve() in wrong.values()]
     try:
         for path in (*links, *wrong.values()):
-            path.unlink(missing_ok=True)
+            if path.is_symlink() or path.is_relative_to(shelf.repo(row).resolve()):
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise _told(error, shelf, row) from error
     return set(wrong)

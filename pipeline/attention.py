@@ -51,9 +51,6 @@ def turns(rows: Tensor) -> Tensor:
     return torch.complex(*rows)
 
 
-# What bounds a small model's pass is the number of its operations: these three make few of what would be many.
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """(B, N, heads, head dim) in and out; mask: (queries, keys), boolean, true = may look, or added to the scores."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

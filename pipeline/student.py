@@ -55,6 +55,9 @@ def between(waves: Tensor, size: int) -> Tensor:
     return middle / middle.norm(dim=0)
 
 
+# What bounds a small model's pass is the number of its operations: these three make few of what would be many.
+
+
 def scaled(x_BND: Tensor, scale_BTD: Tensor, onto_BND: Tensor) -> Tensor:
     """Times the scale of the latent frame that each token belongs to, and added; T = 1 serves all frames."""
     frames = scale_BTD.shape[1]

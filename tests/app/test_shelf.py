@@ -320,6 +320,19 @@ def test_a_file_that_comes_with_another_hash_is_dropped_and_the_next_pull_fetche
     assert asked == [("models/longlive_base.pt", "")]
 
 
+def test_a_file_of_ones_own_that_a_link_in_the_cache_leads_to_is_not_taken_away(shelf: Shelf, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.pt"
+    mine.write_bytes(b"not what the hub has")
+    with serving(HUB) as endpoint:
+        shelves.pull(shelf, ROW, endpoint=endpoint)
+        (link,) = shelf.repo(ROW).glob(f"snapshots/*/{ROW.files[0]}")
+        link.unlink()
+        link.symlink_to(mine)
+        (path,) = shelves.pull(shelf, ROW, endpoint=endpoint)
+    assert path.read_bytes() == BYTES
+    assert mine.read_bytes() == b"not what the hub has"
+
+
 def test_a_file_that_lies_damaged_in_the_cache_is_told_offline_and_fetched_anew_by_a_pull(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
